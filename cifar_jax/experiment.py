@@ -1,0 +1,175 @@
+"""A config made into the pieces of a run: data on the devices, model, schedules, optimizer, step, evaluation.
+
+Every mode starts here; below this file nothing knows the ConfigDict.
+"""
+
+import dataclasses
+import importlib.metadata
+import pathlib
+import platform
+import subprocess
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from cifar_jax import InputError, data, sharding
+from cifar_jax.augment import make_augment
+from cifar_jax.data import Dataset
+from cifar_jax.models import create_model
+from cifar_jax.optim import Schedules, make_optimizer, make_schedules
+from cifar_jax.steps import init_state, make_evaluate, make_train_step
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What a run is made of. The datasets lie whole on every device; `validation` is None unless one is held out."""
+
+    config: ConfigDict
+    mesh: jax.sharding.Mesh
+    class_names: tuple[str, ...]
+    train: Dataset
+    validation: Dataset | None
+    test: Dataset
+    provenance: dict  # of the data: name, split sizes, sha256 of each split
+    model: nn.Module
+    schedules: Schedules
+    tx: optax.GradientTransformation
+    steps_per_epoch: int
+    total_steps: int
+    augment: Callable  # (key, u8 images) -> float images, as in training
+    normalize: Callable  # (key, u8 images) -> float images, as in evaluation
+    step: Callable  # see steps.make_train_step
+    evaluate: Callable  # see steps.make_evaluate; jitted
+
+    def init_state(self):
+        """The initial TrainState of config.seed, whole on every device."""
+        shape = self.test.images.shape[1:]
+        init = jax.jit(
+            lambda key: init_state(key, self.model, self.tx, shape),
+            out_shardings=sharding.replicated(self.mesh),
+        )
+        return init(jax.random.key(self.config.seed))
+
+
+def make_model(config, class_names):
+    """The config's flax module."""
+    return create_model(**config.model, num_classes=len(class_names))
+
+
+def make_augments(config):
+    """(augment, normalize): the training transform, and its normalisation alone."""
+    if "normalize" not in config.augment.ops:
+        raise InputError("config.augment.ops must hold 'normalize'")
+    return make_augment(**config.augment), make_augment(**{**config.augment, "ops": ("normalize",)})
+
+
+def load_data(config):
+    """(train, validation or None, test) on the host."""
+    train, test = (data.load(config.data.name, config.data.dir, split) for split in ("train", "test"))
+    validation = None
+    if config.data.validation:
+        train, validation = data.hold_out(train, config.data.validation, config.seed)
+    return train, validation, test
+
+
+def make_experiment(config):
+    """Load the data, put it on the devices and build everything a run needs. Raises InputError for a bad config."""
+    _check(config)
+    mesh = sharding.make_mesh()
+    sharding.check_batch_size(config.batch_size, mesh)
+    class_names = data.CLASS_NAMES.get(config.data.name, ())
+    model = make_model(config, class_names)
+    augment, normalize = make_augments(config)
+    splits = dict(zip(("train", "validation", "test"), load_data(config), strict=True))
+    splits = {name: split for name, split in splits.items() if split is not None}
+    n = len(splits["train"])
+    if config.batch_size > n:
+        raise InputError(f"config.batch_size {config.batch_size} is more than the {n} training images")
+    steps_per_epoch = -(-n // config.batch_size)
+    total_steps = config.epochs * steps_per_epoch
+    schedules = make_schedules(**config.schedule, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    tx = make_optimizer(**config.optim, schedule=schedules)
+    shard = sharding.make_shard_batch(mesh)
+    step = make_train_step(
+        model,
+        tx,
+        **config.loss,
+        batch_size=config.batch_size,
+        num_examples=n,
+        augment=augment,
+        shard=shard,
+    )
+    evaluate = make_evaluate(
+        model,
+        batch_size=config.eval.batch_size,
+        transform=augment if config.eval.augmented else normalize,
+        shard=shard,
+    )
+    provenance = {
+        "name": config.data.name,
+        "sizes": {name: len(split) for name, split in splits.items()},
+        "sha256": {name: data.fingerprint(split) for name, split in splits.items()},
+    }
+    on_device = {name: jax.device_put(split, sharding.replicated(mesh)) for name, split in splits.items()}
+    return Experiment(
+        config=config,
+        mesh=mesh,
+        class_names=class_names,
+        train=on_device["train"],
+        validation=on_device.get("validation"),
+        test=on_device["test"],
+        provenance=provenance,
+        model=model,
+        schedules=schedules,
+        tx=tx,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        augment=augment,
+        normalize=normalize,
+        step=step,
+        evaluate=jax.jit(evaluate, out_shardings=sharding.replicated(mesh)),
+    )
+
+
+def environment():
+    """What a result depends on besides the config: device, versions, git commit."""
+    device = jax.devices()[0]
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    name = device.device_kind if device.platform != "cpu" else f"cpu ({platform.processor() or platform.machine()})"
+    return {
+        "device": f"{jax.device_count()} x {name}",
+        "versions": {"python": platform.python_version(), **versions},
+        "commit": _commit(),
+    }
+
+
+def _commit():
+    """The checkout's commit, with '-dirty' where files differ from it; None outside git."""
+    command = ["git", "-C", str(pathlib.Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        found = subprocess.run([*command, "--exclude=*"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def _check(config):
+    for field in ("epochs", "batch_size", "eval.batch_size"):
+        value = config
+        for part in field.split("."):
+            value = value[part]
+        if value < 1:
+            raise InputError(f"config.{field} must be at least 1, not {value}")
+    for field in ("stop_after", "steps_per_call"):
+        if config[field] < 0:
+            raise InputError(f"config.{field} must not be negative, not {config[field]}")
+    if config.loss.reduction not in ("mean", "sum"):
+        raise InputError(f"unknown loss.reduction {config.loss.reduction!r}; choose mean or sum")
+    phases = config.schedule.get("epochs")
+    if phases and sum(phases) != config.epochs:
+        raise InputError(f"config.epochs {config.epochs} is not the sum of the phases {tuple(phases)}")

@@ -1,0 +1,153 @@
+"""Layers the families share: flax.linen modules with PyTorch's defaults, images as [B, H, W, C].
+
+Parameters and running statistics are float32 whatever the compute dtype is (float64 stays float64).
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def uniform_fan_in(fan_in):
+    """Initializer U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's default for weights and biases alike."""
+    bound = fan_in**-0.5
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class Conv(nn.Module):
+    """Square stride-1 2-D convolution, as torch.nn.Conv2d: explicit symmetric padding, dilation, groups.
+
+    Parameters: kernel [k, k, C / groups, features], bias [features].
+    """
+
+    features: int
+    kernel_size: int = 3
+    padding: int = 1
+    dilation: int = 1
+    groups: int = 1
+    use_bias: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        k, channels = self.kernel_size, x.shape[-1] // self.groups
+        init = uniform_fan_in(k * k * channels)
+        kernel = self.param("kernel", init, (k, k, channels, self.features))
+        x = lax.conv_general_dilated(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            window_strides=(1, 1),
+            padding=((self.padding, self.padding),) * 2,
+            rhs_dilation=(self.dilation, self.dilation),
+            feature_group_count=self.groups,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        if self.use_bias:
+            bias = self.param("bias", init, (self.features,))
+            x = x + bias.astype(self.dtype)
+        return x
+
+
+class Dense(nn.Module):
+    """Fully connected layer, as torch.nn.Linear. Parameters: kernel [in, features], bias [features]."""
+
+    features: int
+    use_bias: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        init = uniform_fan_in(x.shape[-1])
+        kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        x = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        if self.use_bias:
+            bias = self.param("bias", init, (self.features,))
+            x = x + bias.astype(self.dtype)
+        return x
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last, as torch.nn.BatchNorm2d.
+
+    flax.linen.BatchNorm keeps the biased variance in its running statistics, PyTorch the unbiased one
+    (n / (n - 1)); `unbiased=False` gives Flax's. `momentum` is the share of the old running value
+    (PyTorch's 1 - momentum). Under `jit` with the batch sharded over devices the statistics are those
+    of the global batch (synchronised BatchNorm). Variables: params scale, bias; batch_stats mean, var.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    unbiased: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train):
+        features = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, features)
+        bias = self.param("bias", nn.initializers.zeros, features)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, features)
+        running_var = self.variable("batch_stats", "var", jnp.ones, features)
+        if train:
+            wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+            axes = tuple(range(x.ndim - 1))
+            mean = wide.mean(axes)
+            var = jnp.maximum((wide * wide).mean(axes) - mean * mean, 0.0)
+            if not self.is_initializing():
+                n = x.size // x.shape[-1]
+                correction = n / max(n - 1, 1) if self.unbiased else 1.0
+                m = self.momentum
+                running_mean.value = m * running_mean.value + (1 - m) * mean
+                running_var.value = m * running_var.value + (1 - m) * correction * var
+        else:
+            mean, var = running_mean.value, running_var.value
+        factor = scale * lax.rsqrt(var + self.epsilon)
+        return x.astype(self.dtype) * factor.astype(self.dtype) + (bias - mean * factor).astype(self.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def max_pool(x, size):
+    """Max over size x size windows, stride size, no padding, floor mode: [B, H, W, C] -> [B, H/size, W/size, C].
+
+    Its gradient goes to the first maximum of each window in row order, as PyTorch's does, by comparison with the
+    maximum instead of XLA's select-and-scatter, which is slow on CPU and GPU and not deterministic on GPU.
+    """
+    lowest = jnp.array(-jnp.inf, x.dtype)
+    return lax.reduce_window(x, lowest, lax.max, (1, size, size, 1), (1, size, size, 1), "VALID")
+
+
+def _max_pool_forward(x, size):
+    y = max_pool(x, size)
+    return y, (x, y)
+
+
+def _max_pool_backward(size, residuals, dy):
+    x, y = residuals
+    (batch, height, width, channels), (rows, columns) = x.shape, y.shape[1:3]
+    windows = x[:, : rows * size, : columns * size].reshape(batch, rows, size, columns, size, channels)
+    taken = jnp.zeros(y.shape, bool)
+    parts = []
+    for i in range(size):
+        for j in range(size):
+            here = (windows[:, :, i, :, j] == y) & ~taken
+            taken |= here
+            parts.append(jnp.where(here, dy, 0))
+    dx = jnp.stack(parts, axis=-2).reshape(batch, rows, columns, size, size, channels)
+    dx = dx.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * size, columns * size, channels)
+    margin = ((0, 0), (0, height - rows * size), (0, width - columns * size), (0, 0))
+    return (jnp.pad(dx, margin),)
+
+
+max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def avg_pool(x, size):
+    """Mean over size x size windows, stride size; H and W must be multiples of size: [B, H, W, C] -> [B, H/size, W/size, C]."""
+    batch, height, width, channels = x.shape
+    return x.reshape(batch, height // size, size, width // size, size, channels).mean((2, 4))

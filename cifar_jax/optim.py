@@ -1,0 +1,180 @@
+"""Learning-rate schedules and the optimizer chain, each equal to its torch.optim counterpart.
+
+A schedule maps a step (0, 1, ...) to a number. The chain's order is PyTorch's: clip, then coupled L2 weight decay,
+then the moments, then the learning rate.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cifar_jax import InputError
+
+Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedules:
+    """What changes over a run: learning rate; optionally momentum (Adam's beta1), weight decay, fresh moments.
+
+    `restarts` are the steps at which the optimizer's moments start again from zero.
+    """
+
+    learning_rate: Schedule
+    momentum: Schedule | None = None
+    weight_decay: Schedule | None = None
+    restarts: tuple[int, ...] = ()
+
+
+def constant(value):
+    """The same value at every step."""
+    return lambda step: jnp.full(jnp.shape(step), value, float)
+
+
+def linear_ramp(start, end, steps):
+    """From start at step 0 to end at step `steps` - 1 in equal differences (a learning-rate range test)."""
+    return lambda step: start + (end - start) * jnp.minimum(jnp.asarray(step, float) / max(steps - 1, 1), 1.0)
+
+
+def exponential_ramp(start, end, steps):
+    """From start at step 0 to end at step `steps` - 1 in equal ratios (a learning-rate range test)."""
+    return lambda step: start * (end / start) ** jnp.minimum(jnp.asarray(step, float) / max(steps - 1, 1), 1.0)
+
+
+def piecewise_constant(values, boundaries):
+    """values[i] from step boundaries[i - 1] on."""
+    values, boundaries = tuple(values), tuple(boundaries)
+    return lambda step: jnp.array(values)[sum(jnp.asarray(step) >= b for b in boundaries)]
+
+
+def _up_and_down(low, peak, end, total_steps, pct_start, anneal):
+    """low -> peak until step pct_start * total_steps - 1, then peak -> end at the last step."""
+    blend = {"cosine": lambda t: (1.0 - jnp.cos(jnp.pi * t)) / 2.0, "linear": lambda t: t}
+    if anneal not in blend:
+        raise InputError(f"unknown annealing {anneal!r}; choose cosine or linear")
+    turn = pct_start * total_steps - 1.0
+    if turn <= 0.0 or turn >= total_steps - 1:
+        raise InputError(f"pct_start {pct_start} leaves no step before or after the peak of {total_steps} steps")
+
+    def schedule(step):
+        step = jnp.asarray(step, float)
+        rising = low + (peak - low) * blend[anneal](step / turn)
+        falling = peak + (end - peak) * blend[anneal](jnp.minimum((step - turn) / (total_steps - 1 - turn), 1.0))
+        return jnp.where(step <= turn, rising, falling)
+
+    return schedule
+
+
+def one_cycle(peak_lr, total_steps, *, pct_start=0.3, div_factor=25.0, final_div_factor=1e4, anneal="cosine"):
+    """The learning rate of torch.optim.lr_scheduler.OneCycleLR (two phases).
+
+    From peak_lr / div_factor up to peak_lr at step pct_start * total_steps - 1 (a fraction of a step is kept, as in
+    PyTorch), then down to peak_lr / div_factor / final_div_factor at step total_steps - 1.
+    """
+    low = peak_lr / div_factor
+    return _up_and_down(low, peak_lr, low / final_div_factor, total_steps, pct_start, anneal)
+
+
+def one_cycle_momentum(base, maximum, total_steps, *, pct_start=0.3, anneal="cosine"):
+    """The momentum (Adam's beta1) of OneCycleLR with cycle_momentum: maximum -> base -> maximum."""
+    return _up_and_down(maximum, base, maximum, total_steps, pct_start, anneal)
+
+
+def make_schedules(*, name, total_steps, steps_per_epoch, **kwargs):
+    """Schedules by name from a config section.
+
+    'constant' (peak_lr); 'one_cycle' (peak_lr, pct_start, div_factor, final_div_factor, anneal, momentum: (base,
+    maximum) or None); 'phases' (epochs, peak_lr, weight_decay: a value for each phase; fresh moments between them);
+    'linear_ramp' and 'exponential_ramp' (start_lr, peak_lr). Raises InputError for an unknown name.
+    """
+    if name == "constant":
+        return Schedules(constant(kwargs["peak_lr"]))
+    if name == "one_cycle":
+        momentum = kwargs.pop("momentum", None)
+        shape = {key: kwargs[key] for key in ("pct_start", "anneal") if key in kwargs}
+        return Schedules(
+            one_cycle(total_steps=total_steps, **kwargs),
+            momentum and one_cycle_momentum(*momentum, total_steps, **shape),
+        )
+    if name == "phases":
+        if len({len(kwargs[key]) for key in ("epochs", "peak_lr", "weight_decay")}) != 1:
+            raise InputError("schedule 'phases' needs as many peak_lr and weight_decay values as epochs")
+        ends = [sum(kwargs["epochs"][: i + 1]) * steps_per_epoch for i in range(len(kwargs["epochs"]) - 1)]
+        return Schedules(
+            piecewise_constant(kwargs["peak_lr"], ends),
+            weight_decay=piecewise_constant(kwargs["weight_decay"], ends),
+            restarts=tuple(ends),
+        )
+    ramps = {"linear_ramp": linear_ramp, "exponential_ramp": exponential_ramp}
+    if name in ramps:
+        return Schedules(ramps[name](kwargs["start_lr"], kwargs["peak_lr"], total_steps))
+    choices = ["constant", "one_cycle", "phases", *ramps]
+    raise InputError(f"unknown schedule {name!r}; choose one of {', '.join(choices)}")
+
+
+def restart(inner, steps):
+    """`inner` with its state set back to the initial one before each of the given steps."""
+
+    def init(params):
+        return jnp.zeros((), jnp.int32), inner.init(params)
+
+    def update(updates, state, params=None):
+        count, inner_state = state
+        now = jnp.isin(count, jnp.array(steps))
+        fresh = inner.init(updates)
+        inner_state = jax.tree.map(lambda new, old: jnp.where(now, new, old), fresh, inner_state)
+        updates, inner_state = inner.update(updates, inner_state, params)
+        return updates, (count + 1, inner_state)
+
+    return optax.GradientTransformation(init, update)
+
+
+def make_optimizer(
+    *,
+    name,
+    schedule,
+    clip_value=None,
+    clip_norm=None,
+    weight_decay=0.0,
+    momentum=0.9,
+    nesterov=False,
+    b1=0.9,
+    b2=0.999,
+    eps=1e-8,
+):
+    """The optax chain of 'sgd', 'adam' (weight decay coupled: L2 added to the gradient) or 'adamw' (decoupled).
+
+    `schedule` is a Schedules or a plain learning-rate schedule; where it has a momentum or weight-decay schedule that
+    one takes the place of `momentum`/`b1` or `weight_decay`. Clipping acts on the loss gradient alone, before L2:
+    `clip_value` element by element, `clip_norm` by global norm. Raises InputError for an unknown name.
+    """
+    if not isinstance(schedule, Schedules):
+        schedule = Schedules(schedule)
+    if name not in ("sgd", "adam", "adamw"):
+        raise InputError(f"unknown optimizer {name!r}; choose one of sgd, adam, adamw")
+    cycled = schedule.momentum or constant(momentum if name == "sgd" else b1)
+
+    def chain(learning_rate, momentum, weight_decay):
+        if name == "sgd":
+            moments = optax.trace(momentum, nesterov)
+        else:
+            moments = optax.scale_by_adam(momentum, b2, eps, nesterov=nesterov)
+        if schedule.restarts:
+            moments = restart(moments, schedule.restarts)
+        decay = optax.add_decayed_weights(weight_decay)
+        order = (moments, decay) if name == "adamw" else (decay, moments)
+        return optax.chain(
+            optax.clip(clip_value) if clip_value else optax.identity(),
+            optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+            *order,
+            optax.scale_by_learning_rate(learning_rate),
+        )
+
+    return optax.inject_hyperparams(chain)(
+        learning_rate=schedule.learning_rate,
+        momentum=cycled,
+        weight_decay=schedule.weight_decay or constant(weight_decay),
+    )

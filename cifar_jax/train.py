@@ -1,0 +1,321 @@
+"""A whole run: restore, train, evaluate, log, save, report."""
+
+import math
+import signal
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from cifar_jax import InputError, report, sharding
+from cifar_jax import workdir as files
+from cifar_jax.checkpoint import Checkpoints
+from cifar_jax.experiment import environment, make_experiment
+from cifar_jax.metrics import Metrics
+from cifar_jax.steps import repeat
+
+
+def train_and_evaluate(config, workdir):
+    """Train as `config` says, resuming if `workdir` holds this run; returns what is written to result.json.
+
+    status: 'done'; 'stopped' (at config.stop_after); 'interrupted' (SIGTERM or SIGINT: the same command goes on);
+    'diverged' (a non-finite loss or state). Raises InputError for bad input.
+    """
+    path = files.open_workdir(workdir, config.to_dict(), environment())
+    finished = files.read_json(path / "result.json")
+    if finished and finished["status"] == "done":
+        print(f"{path} holds this run, finished: accuracy {finished['best']['accuracy']:.2f} %")
+        return finished
+    exp = make_experiment(config)
+    checkpoints = Checkpoints(path / "checkpoints", sharding.replicated(exp.mesh))
+    with checkpoints, Interruption() as interruption:
+        run = Run(exp, path, checkpoints)
+        run.restore()
+        status = run.train(interruption)
+        result = run.finish(status)
+    return result
+
+
+def evaluate(config, workdir):
+    """Evaluate the best checkpoint in `workdir` on the test split; writes and returns evaluation.json."""
+    path = files.open_existing(workdir, config.to_dict())
+    exp = make_experiment(config)
+    with Checkpoints(path / "checkpoints", sharding.replicated(exp.mesh)) as checkpoints:
+        step = checkpoints.best_step()
+        if step is None:
+            raise InputError(f"{path} holds no evaluated checkpoint yet")
+        state = checkpoints.restore_model(step, exp.init_state()).replace(step=jnp.asarray(step, jnp.int32))
+    metrics, _ = exp.evaluate(state, exp.test)
+    evaluation = {
+        "checkpoint_step": step,
+        "epoch": step / exp.steps_per_epoch,
+        "split": "test",
+        "augmented": config.eval.augmented,
+        **metrics.summary(),
+        "per_class": per_class(metrics, exp.class_names),
+        "dataset": exp.provenance,
+        **environment(),
+    }
+    files.write_json(path / "evaluation.json", evaluation)
+    kind = "augmented test" if config.eval.augmented else "test"
+    print(
+        f"{kind}: accuracy {evaluation['accuracy']:.2f} %  top-3 {evaluation['top3']:.2f} %  "
+        f"top-5 {evaluation['top5']:.2f} %  loss {evaluation['loss']:.4f}  (epoch {evaluation['epoch']:g})"
+    )
+    return evaluation
+
+
+def per_class(metrics, class_names):
+    """{class name: accuracy in percent} from the confusion sums."""
+    confusion = np.asarray(jax.device_get(metrics.confusion))
+    accuracy = 100.0 * confusion.diagonal() / np.maximum(confusion.sum(1), 1)
+    return {name: float(value) for name, value in zip(class_names, accuracy, strict=True)}
+
+
+class Interruption:
+    """While entered, SIGTERM and SIGINT only set `requested`; the loop looks at it between compiled calls."""
+
+    def __enter__(self):
+        self.requested = False
+        self.before = {s: signal.signal(s, self._request) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *exception):
+        for signum, handler in self.before.items():
+            signal.signal(signum, handler)
+
+    def _request(self, signum, frame):
+        self.requested = True
+
+
+class Run:
+    """The state of one run in its workdir; see train_and_evaluate."""
+
+    def __init__(self, exp, path, checkpoints):
+        self.exp, self.path, self.checkpoints = exp, path, checkpoints
+        self.sharding = sharding.replicated(exp.mesh)
+        self.no_metrics = jax.device_put(Metrics.zeros(len(exp.class_names)), self.sharding)
+        self.state = exp.init_state()
+        self.metrics = self.no_metrics  # sums of the epoch under way
+        self.records = []
+        self.train_seconds = 0.0  # of the epoch under way
+        self.compile_seconds = 0.0
+        self.programs = {}
+        self.finite = jax.jit(
+            lambda state: jnp.all(
+                jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves((state.params, state.batch_stats))])
+            )
+        )
+        on_cpu = jax.default_backend() == "cpu"
+        self.steps_per_call = exp.config.steps_per_call or (1 if on_cpu else exp.steps_per_epoch)
+        self.eval_set = exp.test if exp.validation is None else exp.validation
+
+    def restore(self):
+        """Go on from the latest checkpoint, if there is one."""
+        step = self.checkpoints.latest_step()
+        metrics_file = self.path / "metrics.jsonl"
+        if step is not None:
+            self.state, self.metrics, meta = self.checkpoints.restore(step, self.state, self.metrics)
+            self.train_seconds = meta["train_seconds"]
+            self.records = files.read_metrics(metrics_file, last_step=step)
+            print(f"resuming {self.path} at epoch {step / self.exp.steps_per_epoch:g}", flush=True)
+        files.rewrite_metrics(metrics_file, self.records)
+
+    def train(self, interruption):
+        """Train to the end, to stop_after or to an interruption; returns the status."""
+        exp, config = self.exp, self.exp.config
+        per_epoch = exp.steps_per_epoch
+        end = exp.total_steps
+        if config.stop_after:
+            end = min(end, max(1, round(config.stop_after * per_epoch)))
+        step = int(self.state.step)
+        self.compile(step, end)
+        while step < end:
+            if step in exp.schedules.restarts and config.schedule.get("from_best"):
+                best = self.checkpoints.best_step()
+                if best is not None:
+                    self.state = self.checkpoints.restore_model(best, self.state)
+            step = self.train_epoch(step, end, interruption)
+            if step % per_epoch:  # interrupted or stopped within the epoch
+                if not self.save_if_finite():
+                    return "diverged"
+            elif not self.end_epoch(step):
+                return "diverged"
+            if interruption.requested and step < exp.total_steps:
+                return "interrupted"
+        return "done" if step == exp.total_steps else "stopped"
+
+    def plan(self, step, end):
+        """The compiled calls (number of steps, size) from `step` to the end of its epoch or to `end`.
+
+        Calls begin at the same steps however often a run is interrupted.
+        """
+        per_epoch, batch_size = self.exp.steps_per_epoch, self.exp.config.batch_size
+        n = self.exp.train.images.shape[0]
+        full, tail = divmod(n, batch_size)
+        i, limit = step % per_epoch, min(per_epoch, end - step + step % per_epoch)
+        k = self.steps_per_call
+        while i < min(full, limit):
+            count = min(k - i % k, full - i, limit - i)
+            yield count, batch_size
+            i += count
+        if i < limit:
+            yield 1, tail
+
+    def compile(self, step, end):
+        """Compile what this run will call, ahead of time."""
+        exp, start = self.exp, time.perf_counter()
+        calls = {*self.plan(step, end)} if step < end else set()
+        if step < end - end % exp.steps_per_epoch:
+            calls |= {*self.plan(0, exp.steps_per_epoch)}
+        if end % exp.steps_per_epoch and step < end:
+            calls |= {*self.plan(end - end % exp.steps_per_epoch, end)}
+        for count, size in sorted(calls):
+            run = jax.jit(
+                repeat(exp.step, count, size), donate_argnums=0, out_shardings=(self.sharding, self.sharding)
+            )
+            self.programs[count, size] = run.lower(self.state, self.metrics, exp.train).compile()
+        self.evaluate = exp.evaluate.lower(self.state, self.eval_set).compile()
+        self.compile_seconds = time.perf_counter() - start
+
+    def train_epoch(self, step, end, interruption):
+        """Run the rest of the epoch `step` lies in; returns the step reached."""
+        exp, config = self.exp, self.exp.config
+        epoch = step // exp.steps_per_epoch
+        start, before = time.perf_counter(), self.train_seconds
+        bar = tqdm(
+            total=exp.train.images.shape[0],
+            initial=step % exp.steps_per_epoch * config.batch_size,
+            desc=f"epoch {epoch + 1}/{config.epochs}",
+            unit=" images",
+            unit_scale=True,
+            disable=not sys.stderr.isatty(),
+            leave=False,
+            dynamic_ncols=True,
+        )
+        with bar, jax.transfer_guard("disallow"):
+            for count, size in self.plan(step, end):
+                previous, self.metrics_before = self.metrics, self.metrics
+                self.state, self.metrics = self.programs[count, size](self.state, self.metrics, exp.train)
+                step += count
+                # looking at the call before keeps one call in flight: the device never waits for the host
+                summary = previous.summary()
+                bar.update(count * size)
+                if math.isfinite(summary["loss"]):
+                    bar.set_postfix_str(f"loss {summary['loss']:.4f}, accuracy {summary['accuracy']:.2f} %")
+                if interruption.requested:
+                    break
+            jax.block_until_ready(self.state)
+        self.train_seconds = before + time.perf_counter() - start
+        return step
+
+    def end_epoch(self, step):
+        """Evaluate, log and save at the end of an epoch; False if the run has diverged."""
+        exp = self.exp
+        train = self.metrics.summary()
+        start = time.perf_counter()
+        metrics, _ = self.evaluate(self.state, self.eval_set)
+        measured = metrics.summary()
+        eval_seconds = time.perf_counter() - start
+        record = {
+            "epoch": step // exp.steps_per_epoch,
+            "step": step,
+            "lr": float(exp.schedules.learning_rate(step - 1)),
+            "train_loss": train["loss"],
+            "train_accuracy": train["accuracy"],
+            "eval_loss": measured["loss"],
+            "eval_accuracy": measured["accuracy"],
+            "eval_top3": measured["top3"],
+            "eval_top5": measured["top5"],
+            "images_per_second": exp.train.images.shape[0] / self.train_seconds,
+            "seconds": self.train_seconds + eval_seconds,
+        }
+        self.records.append(record)
+        files.append_metrics(self.path / "metrics.jsonl", record)
+        self.metrics, self.train_seconds = self.no_metrics, 0.0
+        print(
+            f"epoch {record['epoch']:3d}/{exp.config.epochs}  lr {record['lr']:.3g}  "
+            f"train {train['loss']:.4f} {train['accuracy']:.2f} %  "
+            f"eval {measured['loss']:.4f} {measured['accuracy']:.2f} %  "
+            f"{record['images_per_second']:,.0f} images/s  {record['seconds']:.1f} s",
+            flush=True,
+        )
+        return math.isfinite(train["loss"]) and self.save_if_finite(measured["loss"])
+
+    def save_if_finite(self, eval_loss=None):
+        """Save a checkpoint unless parameters or statistics are not finite; says which."""
+        if not self.finite(self.state):
+            return False
+        self.checkpoints.save(self.state, self.metrics, {"train_seconds": self.train_seconds}, eval_loss)
+        return True
+
+    def finish(self, status):
+        """Measure the best checkpoint on the test set, draw the report, write result.json last."""
+        exp, config = self.exp, self.exp.config
+        step = int(self.state.step)
+        last = None
+        if status != "diverged" and step % exp.steps_per_epoch:
+            metrics, _ = self.evaluate(self.state, self.eval_set)
+            last = {"epoch": step / exp.steps_per_epoch, **_figures(metrics.summary())}
+        elif self.records:
+            last = _figures_of(self.records[-1])
+        best_step = self.checkpoints.best_step()
+        best, state = last, self.state
+        if best_step is not None:
+            best = next((_figures_of(r) for r in self.records if r["step"] == best_step), last)
+            state = self.checkpoints.restore_model(best_step, state)
+            state = state.replace(step=jnp.asarray(best_step, jnp.int32))
+        metrics, logits = exp.evaluate(state, exp.test)
+        train_seconds = sum(exp.train.images.shape[0] / r["images_per_second"] for r in self.records)
+        eval_seconds = sum(r["seconds"] for r in self.records) - train_seconds
+        train_seconds += self.train_seconds
+        result = {
+            "status": status,
+            "model": config.model.name,
+            "params": sum(x.size for x in jax.tree.leaves(self.state.params)),
+            "dataset": exp.provenance,
+            "seed": config.seed,
+            "epochs": step / exp.steps_per_epoch,
+            "epochs_planned": config.epochs,
+            "steps": step,
+            "best": best,
+            "last": last,
+            "test": {**_figures(metrics.summary()), "augmented": config.eval.augmented},
+            "per_class": per_class(metrics, exp.class_names),
+            "seconds": {
+                "compile": self.compile_seconds,
+                "train": train_seconds,
+                "eval": eval_seconds,
+                "total": self.compile_seconds + train_seconds + eval_seconds,
+            },
+            **environment(),
+        }
+        if config.report and status != "diverged":
+            report.write_report(
+                self.path / "report",
+                result=result,
+                records=self.records,
+                class_names=exp.class_names,
+                confusion=np.asarray(metrics.confusion),
+                logits=np.asarray(logits),
+                images=np.asarray(exp.test.images),
+                labels=np.asarray(exp.test.labels),
+                samples=report.sample_grids(exp.train, exp.augment, exp.normalize, self.state.key),
+                learning_rate=np.asarray(exp.schedules.learning_rate(np.arange(max(step, 1)))),
+                config=config.to_dict(),
+            )
+        self.checkpoints.wait()
+        files.write_json(self.path / "result.json", result)
+        return result
+
+
+def _figures(summary):
+    return {"eval_loss": summary["loss"], **{key: summary[key] for key in ("accuracy", "top3", "top5")}}
+
+
+def _figures_of(record):
+    names = {"eval_loss": "eval_loss", "accuracy": "eval_accuracy", "top3": "eval_top3", "top5": "eval_top5"}
+    return {"epoch": record["epoch"], **{name: record[key] for name, key in names.items()}}

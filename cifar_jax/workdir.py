@@ -1,0 +1,125 @@
+"""The files of a run besides its checkpoints: config.json, metrics.jsonl, result.json."""
+
+import json
+import math
+import os
+import pathlib
+
+from cifar_jax import InputError
+
+# Fields that may differ when a run goes on: they change where, how far or how fast, not what is computed.
+FREE_FIELDS = ("data.dir", "stop_after", "steps_per_call", "report")
+
+
+def write_json(path, value):
+    """Write JSON so that the file is always either the old or the new one, never a part. Non-finite becomes null."""
+    path = pathlib.Path(path)
+    part = path.with_name(f".{path.name}.part")
+    with open(part, "w") as file:
+        json.dump(_finite(value), file, indent=2, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def read_json(path):
+    """The JSON value in `path`, or None where there is no such file; InputError if it cannot be read."""
+    try:
+        return json.loads(pathlib.Path(path).read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def open_workdir(workdir, config, environment):
+    """Create `workdir` for this config (a nested dict), or check that the run in it has the same; returns its path.
+
+    Raises InputError if it cannot be written or holds a run with another config.
+    """
+    path = pathlib.Path(workdir).expanduser().absolute()
+    probe = path / f".probe.{os.getpid()}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.write_text("x")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write to workdir {path}: {error.strerror}") from error
+    before = read_json(path / "config.json")
+    if before is None:
+        if (path / "checkpoints").exists():
+            raise InputError(f"{path} has checkpoints but no config.json; choose another workdir")
+        write_json(path / "config.json", {"config": config, **environment})
+        return path
+    old, new = (_flatten(_finite(c)) for c in (before.get("config", {}), config))
+    differing = sorted(
+        name for name in old.keys() | new.keys() if name not in FREE_FIELDS and old.get(name) != new.get(name)
+    )
+    if differing:
+        name = differing[0]
+        more = f" and {len(differing) - 1} more fields differ" if differing[1:] else ""
+        raise InputError(
+            f"{path} holds a run with another config ({name} is {old.get(name)!r} there, "
+            f"{new.get(name)!r} here{more}); choose another workdir"
+        )
+    return path
+
+
+def read_metrics(path, last_step=math.inf):
+    """The records of metrics.jsonl up to `last_step`; a half-written last line is left out."""
+    records = []
+    try:
+        lines = pathlib.Path(path).read_text().splitlines()
+    except FileNotFoundError:
+        return records
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if record["step"] > last_step:
+            break
+        records.append(record)
+    return records
+
+
+def rewrite_metrics(path, records):
+    """Make metrics.jsonl hold exactly `records` (after a restart the lines past the checkpoint go)."""
+    path = pathlib.Path(path)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text("".join(_line(record) for record in records))
+    part.replace(path)
+
+
+def append_metrics(path, record):
+    """Add one line, on disk before this returns."""
+    with open(path, "a") as file:
+        file.write(_line(record))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _line(record):
+    return json.dumps(_finite(record), allow_nan=False) + "\n"
+
+
+def _finite(value):
+    """JSON has neither NaN nor infinity: None in their place; tuples become lists."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _flatten(tree, prefix=""):
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

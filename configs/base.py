@@ -1,0 +1,60 @@
+"""Every field of a run, with its unit and default. The systems' configs start from this and state what differs.
+
+A field is overridden on the command line: --config.epochs=10 --config.augment.random_crop.padding=2
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config():
+    """The defaults as a ConfigDict; a system's config sets model.name, the recipe and the augmentation."""
+    c = ConfigDict()
+    c.seed = 0  # initial weights, order, augmentation, dropout: everything random follows from it
+    c.epochs = 24  # passes over the training images; the schedule spans them
+    c.batch_size = 128  # images a step, over all devices together
+    c.stop_after = 0.0  # epochs after which to stop (0: run them all); same command with more, or 0, goes on
+    c.steps_per_call = 0  # training steps in one compiled call; 0: 1 on CPU, a whole epoch on an accelerator
+    c.report = True  # draw report/ at the end
+
+    c.data = ConfigDict()
+    c.data.name = "cifar10"  # cifar10 | digits
+    c.data.dir = "data"  # folder with CIFAR-10 in any official form or a TFDS folder; a download goes there
+    c.data.validation = 0  # images held out of train by seed; then they, not the test set, are evaluated each epoch
+
+    c.model = ConfigDict()
+    c.model.name = ""  # vgg | convnet | resnet | mixture | dilated; its other fields can be set beside it
+    c.model.dtype = "float32"  # compute dtype: float32 | bfloat16; parameters and statistics stay float32
+
+    c.loss = ConfigDict()
+    c.loss.reduction = "mean"  # mean | sum over the batch; what is logged is always the mean an image
+    c.loss.label_smoothing = 0.0  # share of the target spread evenly over the classes
+
+    c.optim = ConfigDict()
+    c.optim.name = "adam"  # sgd | adam (L2) | adamw (decoupled)
+    c.optim.weight_decay = 0.0  # on every parameter
+    c.optim.clip_value = config_dict.placeholder(float)  # clip each gradient element to +-this
+    c.optim.clip_norm = config_dict.placeholder(float)  # clip the gradient's global norm to this
+    c.optim.momentum = 0.9  # sgd
+    c.optim.nesterov = False  # sgd (Nesterov), adam (NAdam)
+    c.optim.b1 = 0.9  # adam, adamw
+    c.optim.b2 = 0.999
+    c.optim.eps = 1e-8
+
+    c.schedule = ConfigDict()
+    c.schedule.name = "constant"  # constant | one_cycle | phases | linear_ramp | exponential_ramp
+    c.schedule.peak_lr = 1e-3
+
+    c.augment = ConfigDict()
+    c.augment.ops = ("normalize",)  # operations of augment.py, in this order; their fields beside it
+    c.augment.normalize = ConfigDict({"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)})
+
+    c.eval = ConfigDict()
+    c.eval.batch_size = 512  # images a batch; does not change the figures
+    c.eval.augmented = False  # True: evaluate under the training augmentation (system 004 measured so)
+    return c
+
+
+def without_variants(name, variant):
+    """For configs that have no variant: refuse one."""
+    if variant:
+        raise ValueError(f"configs/{name}.py has no variant {variant!r}")

@@ -1,0 +1,36 @@
+"""System 003, dynamic mixture: python main.py --config=configs/mixture.py --workdir=runs/mixture
+
+Original (lasyaMundrathi/CIFAR-10-Image-Classification-with-Convolutional-Neural-Networks-CNN-, 50 epochs): 92.00 %.
+`configs/mixture.py:sequential` is the literal reading of its README, three convolutions in sequence in a block.
+Ours: see the README's table.
+"""
+
+from configs.base import get_config as base
+
+
+def get_config(variant=""):
+    if variant not in ("", "sequential"):
+        raise ValueError(f"configs/mixture.py has no variant {variant!r}; it has: sequential")
+    c = base()
+    c.model.name = "mixture"
+    c.model.sequential = variant == "sequential"
+    c.epochs = 50
+    c.batch_size = 128
+    c.optim.name = "adam"
+    c.optim.weight_decay = 1e-4
+    c.optim.clip_value = 0.1
+    c.schedule = {
+        "name": "one_cycle",
+        "peak_lr": 1e-3,
+        "pct_start": 0.3,
+        "div_factor": 25.0,
+        "final_div_factor": 1e4,
+        "anneal": "cosine",
+        "momentum": (0.85, 0.95),
+    }
+    c.augment.ops = ("random_crop", "random_flip", "color_jitter", "normalize")
+    c.augment.random_crop = {"padding": 4, "mode": "reflect"}
+    c.augment.random_flip = {"p": 0.5}
+    c.augment.color_jitter = {"brightness": 0.1, "contrast": 0.1, "saturation": 0.1, "hue": 0.1, "uint8": True}
+    c.augment.normalize = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.247, 0.243, 0.261)}
+    return c

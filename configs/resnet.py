@@ -1,0 +1,34 @@
+"""System 002, ResNet: python main.py --config=configs/resnet.py --workdir=runs/resnet
+
+Original (Sualeh77/ERAV1S10, 24 epochs): test 92.87 %. Ours: see the README's table.
+"""
+
+from configs.base import get_config as base
+from configs.base import without_variants
+
+
+def get_config(variant=""):
+    without_variants("resnet", variant)
+    c = base()
+    c.seed = 1
+    c.model.name = "resnet"
+    c.epochs = 24
+    c.batch_size = 512
+    c.loss.reduction = "sum"
+    c.optim.name = "adam"
+    c.optim.weight_decay = 1e-4
+    c.schedule = {
+        "name": "one_cycle",
+        "peak_lr": 4.02e-2,
+        "pct_start": 5 / 24,
+        "div_factor": 100.0,
+        "final_div_factor": 100.0,
+        "anneal": "linear",
+        "momentum": (0.85, 0.95),
+    }
+    c.augment.ops = ("normalize", "random_crop", "random_flip", "coarse_dropout")
+    c.augment.normalize = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
+    c.augment.random_crop = {"padding": 4, "mode": "reflect_101"}
+    c.augment.random_flip = {"p": 0.5}
+    c.augment.coarse_dropout = {"min_size": 8, "max_size": 8, "fill": (0.4914, 0.4822, 0.4465), "p": 0.5}
+    return c

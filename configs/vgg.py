@@ -1,0 +1,25 @@
+"""System 000, eight convolutions: python main.py --config=configs/vgg.py --workdir=runs/vgg
+
+Original (ZiadHelal/pytorch-cifar10, 120 epochs): test 88.24 %. Ours: see the README's table.
+"""
+
+from configs.base import get_config as base
+from configs.base import without_variants
+
+
+def get_config(variant=""):
+    without_variants("vgg", variant)
+    c = base()
+    c.model.name = "vgg"
+    c.epochs = 120
+    c.batch_size = 32
+    c.optim.name = "sgd"
+    c.optim.momentum = 0.9
+    c.schedule.peak_lr = 1e-3
+    c.augment.ops = ("random_rotation", "random_crop", "random_flip", "random_translation", "normalize")
+    c.augment.random_rotation = {"degrees": 30.0}
+    c.augment.random_crop = {"padding": 4, "mode": "constant"}
+    c.augment.random_flip = {"p": 0.5}
+    c.augment.random_translation = {"fraction": 0.1}
+    c.augment.normalize = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    return c
