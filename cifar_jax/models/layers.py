@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cifar_jax.models import cpu_conv
+
 
 def uniform_fan_in(fan_in):
     """Initializer U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's default for weights and biases alike."""
@@ -19,6 +21,24 @@ def uniform_fan_in(fan_in):
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
+
+
+def convolve(x, kernel, padding, dilation=1, groups=1):
+    """Stride-1 convolution of x [B, H, W, C] with kernel [k, k, C / groups, O].
+
+    The one place where the form depends on the backend: on a single CPU device, cpu_conv; elsewhere XLA's own.
+    """
+    if groups == 1 and jax.default_backend() == "cpu" and jax.device_count() == 1:
+        return cpu_conv.conv(x, kernel, padding, dilation)
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(1, 1),
+        padding=((padding, padding), (padding, padding)),
+        rhs_dilation=(dilation, dilation),
+        feature_group_count=groups,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
 
 
 class Conv(nn.Module):
@@ -40,15 +60,7 @@ class Conv(nn.Module):
         k, channels = self.kernel_size, x.shape[-1] // self.groups
         init = uniform_fan_in(k * k * channels)
         kernel = self.param("kernel", init, (k, k, channels, self.features))
-        x = lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            window_strides=(1, 1),
-            padding=((self.padding, self.padding),) * 2,
-            rhs_dilation=(self.dilation, self.dilation),
-            feature_group_count=self.groups,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        x = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.padding, self.dilation, self.groups)
         if self.use_bias:
             bias = self.param("bias", init, (self.features,))
             x = x + bias.astype(self.dtype)
