@@ -14,6 +14,11 @@ from cifar_jax import InputError
 # --------------------------------------------------------------------------------------------- geometry
 
 
+def _color(value, images):
+    """A number or one a channel as an array that broadcasts with images [B, H, W, C]."""
+    return jnp.asarray(value, images.dtype).reshape(1, 1, 1, -1)
+
+
 def _window(padded, top, left, height, width):
     """Cut [height, width] out of each padded image at its own integer corner (top[B], left[B])."""
 
@@ -30,7 +35,7 @@ def _gather(images, ys, xs, fill):
     index = jnp.clip(ys, 0, height - 1) * width + jnp.clip(xs, 0, width - 1)
     flat = images.reshape(batch, height * width, channels)
     pixels = jnp.take_along_axis(flat, index.reshape(batch, -1, 1), axis=1).reshape(*index.shape, channels)
-    return jnp.where(inside[..., None], pixels, jnp.asarray(fill, images.dtype))
+    return jnp.where(inside[..., None], pixels, _color(fill, images))
 
 
 def _centred_grid(height, width):
@@ -82,11 +87,11 @@ def shift_scale_rotate(images, degrees, scale, dy, dx, fill=0.0):
 
 def cut_hole(images, top, left, height, width, mask, fill):
     """Fill the rectangle at (top, left) of size (height, width), all int [B], where mask [B] is true."""
-    rows, columns = jnp.arange(images.shape[1]), jnp.arange(images.shape[2])
+    rows, columns = jnp.arange(images.shape[1])[None], jnp.arange(images.shape[2])[None]
     in_rows = (rows >= top[:, None]) & (rows < (top + height)[:, None])
     in_columns = (columns >= left[:, None]) & (columns < (left + width)[:, None])
     hole = in_rows[:, :, None] & in_columns[:, None, :] & mask[:, None, None]
-    return jnp.where(hole[..., None], jnp.asarray(fill, images.dtype), images)
+    return jnp.where(hole[..., None], _color(fill, images), images)
 
 
 # ------------------------------------------------------------------------------------------------ colour
@@ -166,8 +171,7 @@ def adjust_brightness_contrast(images, contrast, brightness):
 def normalize(key, images, *, mean, std):
     """(images / 255 - mean) / std per channel; no randomness."""
     del key
-    mean, std = jnp.asarray(mean, images.dtype), jnp.asarray(std, images.dtype)
-    return (images / 255.0 - mean) / std
+    return (images / 255.0 - _color(mean, images)) / _color(std, images)
 
 
 def random_flip(key, images, *, p=0.5):

@@ -49,10 +49,10 @@ def measure(logits, labels, loss, weight=None):
     num_classes = logits.shape[-1]
     weight = jnp.ones(labels.shape) if weight is None else weight.astype(jnp.float32)
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)
-    earlier = jnp.arange(num_classes) < labels[:, None]
+    earlier = jnp.arange(num_classes)[None] < labels[:, None]
     rank = ((logits > own) | ((logits == own) & earlier)).sum(-1)
     rank = jnp.where(jnp.isfinite(logits).all(-1), rank, num_classes)
-    hits = (rank[:, None] < jnp.array(TOP)) * weight[:, None]
+    hits = (rank[:, None] < jnp.array(TOP)[None]) * weight[:, None]
     true = jax.nn.one_hot(labels, num_classes) * weight[:, None]
     predicted = jax.nn.one_hot(logits.argmax(-1), num_classes)
     return Metrics(weight.sum(), jnp.where(weight > 0, loss, 0.0) @ weight, hits.sum(0), true.T @ predicted)

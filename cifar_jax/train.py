@@ -198,7 +198,7 @@ class Run:
         )
         with bar, jax.transfer_guard("disallow"):
             for count, size in self.plan(step, end):
-                previous, self.metrics_before = self.metrics, self.metrics
+                previous = self.metrics
                 self.state, self.metrics = self.programs[count, size](self.state, self.metrics, exp.train)
                 step += count
                 # looking at the call before keeps one call in flight: the device never waits for the host
@@ -268,7 +268,8 @@ class Run:
             best = next((_figures_of(r) for r in self.records if r["step"] == best_step), last)
             state = self.checkpoints.restore_model(best_step, state)
             state = state.replace(step=jnp.asarray(best_step, jnp.int32))
-        metrics, logits = exp.evaluate(state, exp.test)
+        measure = self.evaluate if exp.validation is None else exp.evaluate
+        metrics, logits = measure(state, exp.test)
         train_seconds = sum(exp.train.images.shape[0] / r["images_per_second"] for r in self.records)
         eval_seconds = sum(r["seconds"] for r in self.records) - train_seconds
         train_seconds += self.train_seconds

@@ -23,6 +23,11 @@ def uniform_fan_in(fan_in):
     return init
 
 
+def _per_channel(vector, x):
+    """`vector` [C] in a shape that broadcasts with x [..., C]."""
+    return vector.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
 def convolve(x, kernel, padding, dilation=1, groups=1):
     """Stride-1 convolution of x [B, H, W, C] with kernel [k, k, C / groups, O].
 
@@ -63,7 +68,7 @@ class Conv(nn.Module):
         x = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.padding, self.dilation, self.groups)
         if self.use_bias:
             bias = self.param("bias", init, (self.features,))
-            x = x + bias.astype(self.dtype)
+            x = x + _per_channel(bias.astype(self.dtype), x)
         return x
 
 
@@ -81,7 +86,7 @@ class Dense(nn.Module):
         x = x.astype(self.dtype) @ kernel.astype(self.dtype)
         if self.use_bias:
             bias = self.param("bias", init, (self.features,))
-            x = x + bias.astype(self.dtype)
+            x = x + _per_channel(bias.astype(self.dtype), x)
         return x
 
 
@@ -120,7 +125,8 @@ class BatchNorm(nn.Module):
         else:
             mean, var = running_mean.value, running_var.value
         factor = scale * lax.rsqrt(var + self.epsilon)
-        return x.astype(self.dtype) * factor.astype(self.dtype) + (bias - mean * factor).astype(self.dtype)
+        factor, offset = (_per_channel(v.astype(self.dtype), x) for v in (factor, bias - mean * factor))
+        return x.astype(self.dtype) * factor + offset
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -1,0 +1,183 @@
+"""Every family: its parameter count, shapes, dtypes; the layers against torch.nn and lax.conv."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from cifar_jax import InputError
+from cifar_jax.models import MODELS, create_model, cpu_conv
+from cifar_jax.models.layers import BatchNorm, avg_pool, convolve, max_pool
+
+PARAMETERS = {"vgg": 2_882_474, "convnet": 2_791_434, "resnet": 6_573_120, "mixture": 4_796_649, "dilated": 2_034_040}
+STATISTICS = {"vgg": 1_920, "convnet": 0, "resnet": 4_480, "mixture": 6_072, "dilated": 2_424}
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def variables_of(model, batch=2):
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((batch, 32, 32, 3)), train=False))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameters_and_statistics(name):
+    variables = variables_of(create_model(name, num_classes=10))
+    assert count(variables["params"]) == PARAMETERS[name]
+    assert count(variables.get("batch_stats", {})) == STATISTICS[name]
+
+
+def test_sequential_mixture():
+    assert count(variables_of(create_model("mixture", num_classes=10, sequential=True))["params"]) == 7_941_594
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", MODELS)
+def test_float32_variables_and_output_shape(name, dtype):
+    model = create_model(name, num_classes=7, dtype=dtype)
+    variables = variables_of(model)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    out, updated = jax.eval_shape(
+        lambda v, x: model.apply(v, x, train=True, rngs={"dropout": jax.random.key(0)}, mutable=["batch_stats"]),
+        variables,
+        jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.float32),
+    )
+    assert out.shape == (4, 7)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), updated.get("batch_stats", {})) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), variables.get("batch_stats", {})
+    )
+
+
+def test_initial_values_are_pytorchs_uniform():
+    variables = create_model("convnet", num_classes=10).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
+    for name, fan_in in (("conv4", 9 * 64), ("fc1", 9216), ("fc4", 64)):
+        bound = fan_in**-0.5
+        for leaf in jax.tree.leaves(variables["params"][name]):
+            assert np.abs(leaf).max() <= bound
+            if leaf.size > 5000:
+                assert np.abs(leaf).max() > 0.99 * bound
+                assert abs(float(leaf.std()) / (bound / 3**0.5) - 1) < 0.02
+
+
+def test_bad_models_are_refused():
+    with pytest.raises(InputError, match="unknown model 'resnet50'; choose one of vgg"):
+        create_model("resnet50", num_classes=10)
+    with pytest.raises(InputError, match="unknown dtype 'int8'"):
+        create_model("vgg", num_classes=10, dtype="int8")
+    with pytest.raises(InputError, match="unexpected keyword argument 'depth'"):
+        create_model("vgg", num_classes=10, depth=3)
+
+
+def nchw(x):
+    return torch.tensor(np.asarray(x)).permute(0, 3, 1, 2)
+
+
+def nhwc(x):
+    return x.detach().permute(0, 2, 3, 1).numpy()
+
+
+@pytest.mark.parametrize(("size", "height", "width"), [(2, 8, 8), (2, 7, 9), (3, 9, 9), (3, 3, 3), (2, 31, 31)])
+def test_max_pool_and_its_gradient_are_torchs(rng, size, height, width):
+    """Small whole numbers: windows full of ties, where the first maximum takes the gradient."""
+    x = rng.integers(0, 3, (4, height, width, 5)).astype(np.float32)
+    theirs_in = nchw(x).requires_grad_()
+    theirs = torch.nn.functional.max_pool2d(theirs_in, size)
+    ours, vjp = jax.vjp(lambda v: max_pool(v, size), x)
+    np.testing.assert_array_equal(ours, nhwc(theirs))
+    dy = rng.normal(size=ours.shape).astype(np.float32)
+    theirs.backward(nchw(dy))
+    np.testing.assert_array_equal(vjp(jnp.asarray(dy))[0], nhwc(theirs_in.grad))
+
+
+def test_resnets_last_pool_covers_the_map(rng):
+    x = rng.normal(size=(2, 3, 3, 4)).astype(np.float32)
+    theirs = torch.nn.functional.max_pool2d(nchw(x), 4, stride=2, padding=1)
+    np.testing.assert_array_equal(max_pool(x, 3), nhwc(theirs))
+
+
+def test_avg_pool_is_torchs(rng):
+    x = rng.normal(size=(2, 24, 24, 4)).astype(np.float32)
+    np.testing.assert_allclose(avg_pool(x, 3), nhwc(torch.nn.functional.avg_pool2d(nchw(x), 3)), atol=1e-6)
+
+
+CONVOLUTIONS = [  # batch, size, channels, features, kernel, padding, dilation
+    (6, 9, 3, 8, 3, 1, 1),
+    (4, 8, 5, 7, 3, 0, 1),
+    (3, 10, 4, 6, 3, 1, 2),
+    (5, 6, 8, 3, 1, 0, 1),
+    (2, 3, 16, 16, 3, 1, 1),
+]
+
+
+@pytest.mark.parametrize("shape", CONVOLUTIONS)
+def test_cpu_convolution_is_lax_conv_in_value_and_gradient(rng, shape, monkeypatch):
+    batch, size, channels, features, k, padding, dilation = shape
+    monkeypatch.setattr(cpu_conv, "BUFFER_BYTES", 40_000)  # several pieces even at these sizes
+    with jax.enable_x64(True):
+        x, kernel = rng.normal(size=(batch, size, size, channels)), rng.normal(size=(k, k, channels, features))
+        reference, vjp = jax.vjp(lambda x, w: convolve(x, w, padding, dilation), x, kernel)
+        ours, our_vjp = jax.vjp(lambda x, w: cpu_conv.conv(x, w, padding, dilation), x, kernel)
+        dy = rng.normal(size=ours.shape)
+        np.testing.assert_allclose(ours, reference, atol=1e-12)
+        for a, b in zip(our_vjp(dy), vjp(dy), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-11)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_convolution_is_torchs(rng, groups):
+    x, kernel = rng.normal(size=(2, 8, 8, 6)), rng.normal(size=(3, 3, 6 // groups, 9))
+    theirs = torch.nn.functional.conv2d(
+        nchw(x), torch.tensor(kernel).permute(3, 2, 0, 1), padding=1, dilation=2, groups=groups
+    )
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(convolve(jnp.asarray(x), jnp.asarray(kernel), 1, 2, groups), nhwc(theirs), atol=1e-12)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_batch_norm_is_torchs(rng, train):
+    """Output, gradient and running statistics, PyTorch's unbiased running variance included."""
+    x, dy = rng.normal(2.0, 3.0, (2, 4, 5, 5, 6))
+    theirs = torch.nn.BatchNorm2d(6, dtype=torch.float64)
+    with torch.no_grad():
+        for tensor in (theirs.weight, theirs.bias, theirs.running_mean):
+            tensor.copy_(torch.tensor(rng.normal(size=6)))
+        theirs.running_var.copy_(torch.tensor(rng.uniform(0.5, 2.0, 6)))
+    variables = {
+        "params": {"scale": theirs.weight.detach().numpy().copy(), "bias": theirs.bias.detach().numpy().copy()},
+        "batch_stats": {"mean": theirs.running_mean.numpy().copy(), "var": theirs.running_var.numpy().copy()},
+    }
+    theirs.train(train)
+    theirs_in = nchw(x).requires_grad_()
+    out = theirs(theirs_in)
+    out.backward(nchw(dy))
+    with jax.enable_x64(True):
+        norm = BatchNorm(dtype=jnp.float64)
+        ours, vjp, updated = jax.vjp(
+            lambda x: norm.apply(variables, x, train, mutable=["batch_stats"]), jnp.asarray(x), has_aux=True
+        )
+        np.testing.assert_allclose(ours, nhwc(out), atol=1e-12)
+        np.testing.assert_allclose(vjp(jnp.asarray(dy))[0], nhwc(theirs_in.grad), atol=1e-12)
+    np.testing.assert_allclose(updated["batch_stats"]["mean"], theirs.running_mean, atol=1e-12)
+    np.testing.assert_allclose(updated["batch_stats"]["var"], theirs.running_var, atol=1e-12)
+
+
+def test_flax_running_variance_is_an_option(rng):
+    x = jnp.asarray(rng.normal(size=(2, 2, 2, 1)), jnp.float32)
+    norm = BatchNorm(unbiased=False)
+    variables = norm.init(jax.random.key(0), x, True)
+    _, updated = norm.apply(variables, x, True, mutable=["batch_stats"])
+    np.testing.assert_allclose(updated["batch_stats"]["var"], 0.9 + 0.1 * x.var(), rtol=1e-5)
+
+
+def test_no_select_and_scatter_in_a_gradient():
+    """max_pool's own gradient is used: XLA's is slow and, on GPU, not deterministic."""
+    model = create_model("resnet", num_classes=10, widths=(4, 8, 8, 8))
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
+
+    def loss(params, x):
+        return model.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])[0].sum()
+
+    text = jax.jit(jax.grad(loss)).lower(variables["params"], jnp.zeros((2, 32, 32, 3))).as_text()
+    assert "select_and_scatter" not in text
