@@ -7,7 +7,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 MODES = ("train", "evaluate", "summary", "data")
-CONFIG = config_flags.DEFINE_config_file("config", None, "the run: configs/NAME.py[:VARIANT]", lock_config=True)
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "the run: configs/NAME.py[:VARIANT]", lock_config=True
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; holds all it writes")
 MODE = flags.DEFINE_enum("mode", "train", MODES, "what to do; see README.md")
 EXIT_CODES = {"done": 0, "stopped": 0, "diverged": 3, "interrupted": 75}
@@ -18,7 +20,9 @@ def parse(argv):
     try:
         rest = flags.FLAGS(argv)
         if CONFIG.value is None:
-            raise ValueError("name a config, such as --config=configs/resnet.py (or quickstart, which needs no data)")
+            raise ValueError(
+                "name a config, such as --config=configs/resnet.py (or quickstart, which needs no data)"
+            )
         if WORKDIR.value is None and MODE.value != "summary":
             raise ValueError("name a folder for the run with --workdir=DIR")
         if rest[1:]:

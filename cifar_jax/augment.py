@@ -34,7 +34,9 @@ def _gather(images, ys, xs, fill):
     inside = (ys >= 0) & (ys < height) & (xs >= 0) & (xs < width)
     index = jnp.clip(ys, 0, height - 1) * width + jnp.clip(xs, 0, width - 1)
     flat = images.reshape(batch, height * width, channels)
-    pixels = jnp.take_along_axis(flat, index.reshape(batch, -1, 1), axis=1).reshape(*index.shape, channels)
+    pixels = jnp.take_along_axis(flat, index.reshape(batch, -1, 1), axis=1).reshape(
+        *index.shape, channels
+    )
     return jnp.where(inside[..., None], pixels, _color(fill, images))
 
 
@@ -81,7 +83,9 @@ def shift_scale_rotate(images, degrees, scale, dy, dx, fill=0.0):
     wx, wy = (source_x - x0)[..., None], (source_y - y0)[..., None]
     x0, y0 = x0.astype(jnp.int32), y0.astype(jnp.int32)
     top = _gather(images, y0, x0, fill) * (1 - wx) + _gather(images, y0, x0 + 1, fill) * wx
-    bottom = _gather(images, y0 + 1, x0, fill) * (1 - wx) + _gather(images, y0 + 1, x0 + 1, fill) * wx
+    bottom = (
+        _gather(images, y0 + 1, x0, fill) * (1 - wx) + _gather(images, y0 + 1, x0 + 1, fill) * wx
+    )
     return jnp.floor(top * (1 - wy) + bottom * wy + 0.5)
 
 
@@ -154,7 +158,14 @@ def adjust_hue(images, shift, uint8=True):
     if uint8:
         p, q, t = (jnp.floor(v + 0.5) for v in (p, q, t))
     sector = sector.astype(jnp.int32)[..., None] % 6
-    rgb = [(maximum, t, p), (q, maximum, p), (p, maximum, t), (p, q, maximum), (t, p, maximum), (maximum, p, q)]
+    rgb = [
+        (maximum, t, p),
+        (q, maximum, p),
+        (p, maximum, t),
+        (p, q, maximum),
+        (t, p, maximum),
+        (maximum, p, q),
+    ]
     choices = [jnp.stack(c, -1) for c in rgb]
     return jnp.select([sector == i for i in range(6)], choices)
 
@@ -187,7 +198,9 @@ def random_crop(key, images, *, padding, mode="constant"):
     """
     mode = {"reflect_101": "reflect"}.get(mode, mode)
     if mode not in ("constant", "reflect", "symmetric"):
-        raise InputError(f"unknown padding mode {mode!r}; choose constant, reflect, reflect_101 or symmetric")
+        raise InputError(
+            f"unknown padding mode {mode!r}; choose constant, reflect, reflect_101 or symmetric"
+        )
     padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)), mode=mode)
     top, left = random.randint(key, (2, images.shape[0]), 0, 2 * padding + 1)
     return _window(padded, top, left, *images.shape[1:3])
@@ -214,7 +227,9 @@ def random_shift_scale_rotate(key, images, *, shift, scale, degrees, fill=0.0, p
     angle = random.uniform(draw[0], batch, minval=-degrees, maxval=degrees)
     zoom = random.uniform(draw[1], batch, minval=scale[0], maxval=scale[1])
     dy, dx = random.uniform(draw[2], (2, *batch), minval=-shift, maxval=shift)
-    moved = shift_scale_rotate(images, angle, zoom, dy * images.shape[1], dx * images.shape[2], fill)
+    moved = shift_scale_rotate(
+        images, angle, zoom, dy * images.shape[1], dx * images.shape[2], fill
+    )
     return jnp.where(random.bernoulli(draw[3], p, batch)[:, None, None, None], moved, images)
 
 
@@ -232,7 +247,10 @@ def color_jitter(key, images, *, brightness=0.0, contrast=0.0, saturation=0.0, h
     jitters = [(adjust, low, high) for adjust, low, high, strength in jitters if strength > 0]
     batch = images.shape[0]
     order_key, *keys = random.split(key, 1 + len(jitters))
-    amounts = [random.uniform(k, (batch,), minval=j[1], maxval=j[2]) for k, j in zip(keys, jitters, strict=True)]
+    amounts = [
+        random.uniform(k, (batch,), minval=j[1], maxval=j[2])
+        for k, j in zip(keys, jitters, strict=True)
+    ]
     ranks = random.uniform(order_key, (batch, len(jitters)))
     order = jnp.argsort(ranks, axis=1)  # order[b, i]: which jitter image b gets in place i
     for place in range(len(jitters)):
@@ -285,7 +303,9 @@ def make_augment(*, ops, **params):
     """
     unknown = [name for name in ops if name not in OPERATIONS]
     if unknown:
-        raise InputError(f"unknown augmentation {unknown[0]!r}; choose from {', '.join(OPERATIONS)}")
+        raise InputError(
+            f"unknown augmentation {unknown[0]!r}; choose from {', '.join(OPERATIONS)}"
+        )
     chain = [(OPERATIONS[name], dict(params.get(name, {}))) for name in ops]
 
     def augment(key, images):

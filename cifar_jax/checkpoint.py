@@ -34,7 +34,10 @@ class Checkpoints:
             [policies.LatestN(2), policies.BestN(get_metric_fn=_eval_loss, reverse=True, n=1)]
         )
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=keep, best_fn=_eval_loss, best_mode="min", cleanup_tmp_directories=True
+            preservation_policy=keep,
+            best_fn=_eval_loss,
+            best_mode="min",
+            cleanup_tmp_directories=True,
         )
         self.manager = ocp.CheckpointManager(pathlib.Path(directory).absolute(), options=options)
 
@@ -83,7 +86,9 @@ class Checkpoints:
 
     def restore_model(self, step, state):
         """`state` with the params and batch_stats of checkpoint `step`."""
-        model = self._restore(step, model={"params": state.params, "batch_stats": state.batch_stats})["model"]
+        model = self._restore(
+            step, model={"params": state.params, "batch_stats": state.batch_stats}
+        )["model"]
         return state.replace(params=model["params"], batch_stats=model["batch_stats"])
 
     def restore(self, step, state, epoch_metrics):
@@ -120,4 +125,6 @@ class Checkpoints:
             return self.manager.restore(step, args=ocp.args.Composite(**arguments))
         except Exception as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(f"checkpoint {self.manager.directory / str(step)} cannot be read: {first}") from error
+            raise InputError(
+                f"checkpoint {self.manager.directory / str(step)} cannot be read: {first}"
+            ) from error

@@ -20,7 +20,18 @@ from cifar_jax import InputError
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CLASS_NAMES = {
-    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    "cifar10": (
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    ),
     "digits": tuple(str(digit) for digit in range(10)),
 }
 # (size in bytes, md5) of each official file, by the folder and archive that hold it.
@@ -41,7 +52,9 @@ BINARY_FILES = {
     "test_batch.bin": (30730000, "803d5f7f4d78ea53de84dbe85f74fb6d"),
 }
 PER_CLASS = {"train": 5000, "test": 1000}
-NETWORK_TIMEOUT = 8.0  # seconds to get an answer from the data's home before the download is given up
+NETWORK_TIMEOUT = (
+    8.0  # seconds to get an answer from the data's home before the download is given up
+)
 
 
 class Dataset(struct.PyTreeNode):
@@ -74,7 +87,9 @@ def load(name, data_dir, split):
 def hold_out(dataset, size, seed):
     """Split off `size` examples drawn by `seed`: (the rest, the validation set), both in their old order."""
     if not 0 < size < len(dataset):
-        raise InputError(f"data.validation must be between 1 and {len(dataset) - 1} images, not {size}")
+        raise InputError(
+            f"data.validation must be between 1 and {len(dataset) - 1} images, not {size}"
+        )
     chosen = np.zeros(len(dataset), bool)
     chosen[np.random.default_rng(seed).permutation(len(dataset))[:size]] = True
     return tuple(Dataset(dataset.images[rows], dataset.labels[rows]) for rows in (~chosen, chosen))
@@ -117,11 +132,17 @@ def _cifar10(root, split):
     )
     for read, places, marker in sources:
         for place in places:
-            if (place / marker).exists() if marker else place.is_file() and place.name == places[0].name:
+            if (
+                (place / marker).exists()
+                if marker
+                else place.is_file() and place.name == places[0].name
+            ):
                 return read(place, split)
     prepared = _prepared(root) or _prepared(pathlib.Path("~/tensorflow_datasets").expanduser())
     if prepared is None:
-        looked = ", ".join(str(places[0]) for _, places, _ in sources) + f", {root / 'cifar10'} (TFDS)"
+        looked = (
+            ", ".join(str(places[0]) for _, places, _ in sources) + f", {root / 'cifar10'} (TFDS)"
+        )
         prepared = _download(root, looked)
     return _tfds(prepared, split)
 
@@ -134,32 +155,43 @@ def _verified(data, path, files):
     """`data` (bytes) if it is the official file of path's name, else InputError."""
     size, md5 = files[path.name]
     if len(data) != size:
-        raise InputError(f"{path} has {len(data)} bytes where the official file has {size}; get it again")
+        raise InputError(
+            f"{path} has {len(data)} bytes where the official file has {size}; get it again"
+        )
     if hashlib.md5(data).hexdigest() != md5:
         raise InputError(f"{path} differs from the official file (md5); get it again")
     return data
 
 
 def _from_folder(folder, files, split):
+    """The split's files, in order, as (bytes, path)."""
     for name in _names(files, split):
         try:
             with open(folder / name, "rb") as file:
-                yield _verified(file.read(files[name][0] + 1), folder / name, files)
+                data = _verified(file.read(files[name][0] + 1), folder / name, files)
         except OSError as error:
             raise InputError(f"cannot read {folder / name}: {error.strerror}") from error
+        yield data, folder / name
 
 
 def _from_archive(archive, files, split):
-    """The split's members, in order: regular files of the expected name and size only, nothing is extracted."""
+    """The split's members, in order, as (bytes, path): regular files of the expected name and size only."""
     wanted, found, total = _names(files, split), {}, 0
     try:
         with tarfile.open(archive, "r|gz") as tar:
             for member in tar:
                 total += member.size
                 if total > 2**28:
-                    raise InputError(f"{archive} unpacks to more than {2**28 >> 20} MiB; get it again")
+                    raise InputError(
+                        f"{archive} unpacks to more than {2**28 >> 20} MiB; get it again"
+                    )
                 name = pathlib.PurePosixPath(member.name).name
-                if name in wanted and name not in found and member.isreg() and member.size == files[name][0]:
+                if (
+                    name in wanted
+                    and name not in found
+                    and member.isreg()
+                    and member.size == files[name][0]
+                ):
                     found[name] = _verified(tar.extractfile(member).read(), archive / name, files)
                 if len(found) == len(wanted):
                     break
@@ -170,7 +202,7 @@ def _from_archive(archive, files, split):
     missing = [name for name in wanted if name not in found]
     if missing:
         raise InputError(f"{archive} does not hold the official {missing[0]}; get it again")
-    return (found[name] for name in wanted)
+    return ((found[name], archive / name) for name in wanted)
 
 
 class _BatchUnpickler(pickle.Unpickler):
@@ -203,29 +235,37 @@ def _unpickle(data, place):
 
 def _join(batches):
     images, labels = zip(*batches, strict=True)
-    return Dataset(np.ascontiguousarray(np.concatenate(images)), np.concatenate(labels).astype(np.int32))
+    return Dataset(
+        np.ascontiguousarray(np.concatenate(images)), np.concatenate(labels).astype(np.int32)
+    )
 
 
 def _records(data):
     """(images, labels) of one binary file: records of a label byte and 3 x 32 x 32 pixels."""
     records = np.frombuffer(data, np.uint8).reshape(-1, 3073)
-    return records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), records[:, 0].astype(np.int32)
+    return records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), records[:, 0].astype(
+        np.int32
+    )
 
 
 def _python_folder(folder, split):
-    return _join(_unpickle(data, folder) for data in _from_folder(folder, PYTHON_FILES, split))
+    return _join(
+        _unpickle(data, place) for data, place in _from_folder(folder, PYTHON_FILES, split)
+    )
 
 
 def _python_archive(archive, split):
-    return _join(_unpickle(data, archive) for data in _from_archive(archive, PYTHON_FILES, split))
+    return _join(
+        _unpickle(data, place) for data, place in _from_archive(archive, PYTHON_FILES, split)
+    )
 
 
 def _binary_folder(folder, split):
-    return _join(_records(data) for data in _from_folder(folder, BINARY_FILES, split))
+    return _join(_records(data) for data, _ in _from_folder(folder, BINARY_FILES, split))
 
 
 def _binary_archive(archive, split):
-    return _join(_records(data) for data in _from_archive(archive, BINARY_FILES, split))
+    return _join(_records(data) for data, _ in _from_archive(archive, BINARY_FILES, split))
 
 
 def _check(dataset, split):
@@ -234,9 +274,13 @@ def _check(dataset, split):
     shape = (10 * PER_CLASS[split], 32, 32, 3)
     if dataset.images.shape != shape or dataset.images.dtype != np.uint8:
         found = f"{dataset.images.dtype} {dataset.images.shape}"
-        raise InputError(f"the CIFAR-10 {split} images are {found}, not uint8 {shape}; get the data again")
+        raise InputError(
+            f"the CIFAR-10 {split} images are {found}, not uint8 {shape}; get the data again"
+        )
     if list(counts) != [0] + [PER_CLASS[split]] * 10 + [0]:
-        raise InputError(f"the CIFAR-10 {split} labels are not {PER_CLASS[split]} of each class; get the data again")
+        raise InputError(
+            f"the CIFAR-10 {split} labels are not {PER_CLASS[split]} of each class; get the data again"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------- TFDS
@@ -267,7 +311,9 @@ def _tfds(folder, split):
                 labels.append(int(example["label"]))
     except Exception as error:  # TFDS raises what its readers raise
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{folder} cannot be read as an array_record TFDS folder: {first}") from error
+        raise InputError(
+            f"{folder} cannot be read as an array_record TFDS folder: {first}"
+        ) from error
     if sorted(order) != list(range(len(order))):
         raise InputError(f"{folder} does not hold each image of {split} once; prepare it again")
     ranks = np.argsort(order)
@@ -304,41 +350,42 @@ def _download(root, looked):
         )
     import tensorflow_datasets as tfds
 
-    with tfds.core.registered.skip_registering():
+    class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        """CIFAR-10 as the stock TFDS builder lays it out, but in the official order and without TensorFlow."""
 
-        class Cifar10(tfds.core.GeneratorBasedBuilder):
-            """CIFAR-10 as the stock TFDS builder lays it out, but in the official order and without TensorFlow."""
+        name = "cifar10"
+        VERSION = tfds.core.Version("3.0.2")
 
-            name = "cifar10"
-            VERSION = tfds.core.Version("3.0.2")
+        def _info(self):
+            features = {
+                "id": tfds.features.Text(),
+                "image": tfds.features.Image(shape=(32, 32, 3)),
+                "label": tfds.features.ClassLabel(names=CLASS_NAMES["cifar10"]),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description="CIFAR-10: 60,000 32x32 colour images in 10 classes.",
+                features=tfds.features.FeaturesDict(features),
+                supervised_keys=("image", "label"),
+                homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
+                disable_shuffling=True,
+            )
 
-            def _info(self):
-                features = {
-                    "id": tfds.features.Text(),
-                    "image": tfds.features.Image(shape=(32, 32, 3)),
-                    "label": tfds.features.ClassLabel(names=CLASS_NAMES["cifar10"]),
-                }
-                return tfds.core.DatasetInfo(
-                    builder=self,
-                    description="CIFAR-10: 60,000 32x32 colour images in 10 classes.",
-                    features=tfds.features.FeaturesDict(features),
-                    supervised_keys=("image", "label"),
-                    homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
-                    disable_shuffling=True,
+        def _split_generators(self, dl_manager):
+            archive = pathlib.Path(dl_manager.download(URL))
+            return {split: self._generate_examples(archive, split) for split in PER_CLASS}
+
+        def _generate_examples(self, archive, split):
+            from PIL import Image
+
+            dataset = _binary_archive(archive, split)
+            for i, (image, label) in enumerate(zip(dataset.images, dataset.labels, strict=True)):
+                png = io.BytesIO()
+                Image.fromarray(image).save(png, "png")
+                yield (
+                    i,
+                    {"id": f"{split}_{i:05d}", "image": png.getvalue(), "label": int(label)},
                 )
-
-            def _split_generators(self, dl_manager):
-                archive = pathlib.Path(dl_manager.download(URL))
-                return {split: self._generate_examples(archive, split) for split in PER_CLASS}
-
-            def _generate_examples(self, archive, split):
-                from PIL import Image
-
-                dataset = _binary_archive(archive, split)
-                for i, (image, label) in enumerate(zip(dataset.images, dataset.labels, strict=True)):
-                    png = io.BytesIO()
-                    Image.fromarray(image).save(png, "png")
-                    yield i, {"id": f"{split}_{i:05d}", "image": png.getvalue(), "label": int(label)}
 
     try:
         builder = Cifar10(data_dir=root, file_format="array_record")

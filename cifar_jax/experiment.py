@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -70,7 +71,9 @@ def make_augments(config):
 
 def load_data(config):
     """(train, validation or None, test) on the host."""
-    train, test = (data.load(config.data.name, config.data.dir, split) for split in ("train", "test"))
+    train, test = (
+        data.load(config.data.name, config.data.dir, split) for split in ("train", "test")
+    )
     validation = None
     if config.data.validation:
         train, validation = data.hold_out(train, config.data.validation, config.seed)
@@ -89,10 +92,14 @@ def make_experiment(config):
     splits = {name: split for name, split in splits.items() if split is not None}
     n = len(splits["train"])
     if config.batch_size > n:
-        raise InputError(f"config.batch_size {config.batch_size} is more than the {n} training images")
+        raise InputError(
+            f"config.batch_size {config.batch_size} is more than the {n} training images"
+        )
     steps_per_epoch = -(-n // config.batch_size)
     total_steps = config.epochs * steps_per_epoch
-    schedules = make_schedules(**config.schedule, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    schedules = make_schedules(
+        **config.schedule, total_steps=total_steps, steps_per_epoch=steps_per_epoch
+    )
     tx = make_optimizer(**config.optim, schedule=schedules)
     shard = sharding.make_shard_batch(mesh)
     step = make_train_step(
@@ -115,7 +122,9 @@ def make_experiment(config):
         "sizes": {name: len(split) for name, split in splits.items()},
         "sha256": {name: data.fingerprint(split) for name, split in splits.items()},
     }
-    on_device = {name: jax.device_put(split, sharding.replicated(mesh)) for name, split in splits.items()}
+    on_device = {
+        name: jax.device_put(split, sharding.replicated(mesh)) for name, split in splits.items()
+    }
     return Experiment(
         config=config,
         mesh=mesh,
@@ -136,11 +145,40 @@ def make_experiment(config):
     )
 
 
+def sample_images(train, augment, normalization, class_names, seed, columns=10):
+    """What report.draw_samples draws: training images by class, and a few under the augmentation, as uint8 numpy.
+
+    by_class [C, columns, H, W, 3]; augmented [8, columns, H, W, 3], the original first; augmented_names [8].
+    `normalization` (mean, std) is undone for the eye.
+    """
+    images, labels = np.asarray(train.images), np.asarray(train.labels)
+    rng = np.random.default_rng(seed)
+    rows = [
+        rng.choice(np.flatnonzero(labels == c), columns, replace=False)
+        for c in range(len(class_names))
+    ]
+    by_class = np.stack([images[row] for row in rows])
+    originals = by_class[:8, 0]
+    keys = jax.random.split(jax.random.key(seed), columns - 1)
+    versions = np.stack([np.asarray(jax.jit(augment)(key, originals)) for key in keys], 1)
+    shown = (versions * np.asarray(normalization["std"]) + np.asarray(normalization["mean"])) * 255
+    shown = np.clip(np.round(shown), 0, 255).astype(np.uint8)
+    return {
+        "by_class": by_class,
+        "augmented": np.concatenate([originals[:, None], shown], 1),
+        "augmented_names": class_names[:8],
+    }
+
+
 def environment():
     """What a result depends on besides the config: device, versions, git commit."""
     device = jax.devices()[0]
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    name = device.device_kind if device.platform != "cpu" else f"cpu ({platform.processor() or platform.machine()})"
+    name = (
+        device.device_kind
+        if device.platform != "cpu"
+        else f"cpu ({platform.processor() or platform.machine()})"
+    )
     return {
         "device": f"{jax.device_count()} x {name}",
         "versions": {"python": platform.python_version(), **versions},
@@ -150,9 +188,19 @@ def environment():
 
 def _commit():
     """The checkout's commit, with '-dirty' where files differ from it; None outside git."""
-    command = ["git", "-C", str(pathlib.Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    command = [
+        "git",
+        "-C",
+        str(pathlib.Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+    ]
     try:
-        found = subprocess.run([*command, "--exclude=*"], capture_output=True, text=True, timeout=10)
+        found = subprocess.run(
+            [*command, "--exclude=*"], capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() or None
@@ -172,4 +220,6 @@ def _check(config):
         raise InputError(f"unknown loss.reduction {config.loss.reduction!r}; choose mean or sum")
     phases = config.schedule.get("epochs")
     if phases and sum(phases) != config.epochs:
-        raise InputError(f"config.epochs {config.epochs} is not the sum of the phases {tuple(phases)}")
+        raise InputError(
+            f"config.epochs {config.epochs} is not the sum of the phases {tuple(phases)}"
+        )

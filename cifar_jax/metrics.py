@@ -19,7 +19,9 @@ class Metrics(struct.PyTreeNode):
     @classmethod
     def zeros(cls, num_classes):
         """The sum over no image."""
-        return cls(jnp.zeros(()), jnp.zeros(()), jnp.zeros(len(TOP)), jnp.zeros((num_classes, num_classes)))
+        return cls(
+            jnp.zeros(()), jnp.zeros(()), jnp.zeros(len(TOP)), jnp.zeros((num_classes, num_classes))
+        )
 
     def __add__(self, other):
         return jax.tree.map(jnp.add, self, other)
@@ -28,7 +30,12 @@ class Metrics(struct.PyTreeNode):
         """Means as floats: loss (nats an image), accuracy, top3, top5 (percent). Fetches from the device."""
         m = jax.device_get(self)
         top1, top3, top5 = (100.0 * float(h) / max(float(m.count), 1.0) for h in m.hits)
-        return {"loss": float(m.loss) / max(float(m.count), 1.0), "accuracy": top1, "top3": top3, "top5": top5}
+        return {
+            "loss": float(m.loss) / max(float(m.count), 1.0),
+            "accuracy": top1,
+            "top3": top3,
+            "top5": top5,
+        }
 
 
 def per_example_loss(logits, labels, label_smoothing=0.0):
@@ -55,4 +62,6 @@ def measure(logits, labels, loss, weight=None):
     hits = (rank[:, None] < jnp.array(TOP)[None]) * weight[:, None]
     true = jax.nn.one_hot(labels, num_classes) * weight[:, None]
     predicted = jax.nn.one_hot(logits.argmax(-1), num_classes)
-    return Metrics(weight.sum(), jnp.where(weight > 0, loss, 0.0) @ weight, hits.sum(0), true.T @ predicted)
+    return Metrics(
+        weight.sum(), jnp.where(weight > 0, loss, 0.0) @ weight, hits.sum(0), true.T @ predicted
+    )

@@ -37,12 +37,16 @@ def constant(value):
 
 def linear_ramp(start, end, steps):
     """From start at step 0 to end at step `steps` - 1 in equal differences (a learning-rate range test)."""
-    return lambda step: start + (end - start) * jnp.minimum(jnp.asarray(step, float) / max(steps - 1, 1), 1.0)
+    return lambda step: (
+        start + (end - start) * jnp.minimum(jnp.asarray(step, float) / max(steps - 1, 1), 1.0)
+    )
 
 
 def exponential_ramp(start, end, steps):
     """From start at step 0 to end at step `steps` - 1 in equal ratios (a learning-rate range test)."""
-    return lambda step: start * (end / start) ** jnp.minimum(jnp.asarray(step, float) / max(steps - 1, 1), 1.0)
+    return lambda step: (
+        start * (end / start) ** jnp.minimum(jnp.asarray(step, float) / max(steps - 1, 1), 1.0)
+    )
 
 
 def piecewise_constant(values, boundaries):
@@ -61,15 +65,21 @@ def _up_and_down(low, peak, end, total_steps, pct_start, anneal):
         raise InputError(f"unknown annealing {anneal!r}; choose cosine or linear")
     turn = pct_start * total_steps - 1.0
     if turn <= 0.0 or turn >= total_steps - 1:
-        raise InputError(f"pct_start {pct_start} leaves no step before or after the peak of {total_steps} steps")
+        raise InputError(
+            f"pct_start {pct_start} leaves no step before or after the peak of {total_steps} steps"
+        )
     steps = np.arange(total_steps)
     rising = low + (peak - low) * blend[anneal](steps / turn)
-    falling = end + (peak - end) * blend[anneal]((total_steps - 1 - steps) / (total_steps - 1 - turn))
+    falling = end + (peak - end) * blend[anneal](
+        (total_steps - 1 - steps) / (total_steps - 1 - turn)
+    )
     table = np.where(steps <= turn, rising, falling)
     return lambda step: jnp.asarray(table, float)[jnp.minimum(step, total_steps - 1)]
 
 
-def one_cycle(peak_lr, total_steps, *, pct_start=0.3, div_factor=25.0, final_div_factor=1e4, anneal="cosine"):
+def one_cycle(
+    peak_lr, total_steps, *, pct_start=0.3, div_factor=25.0, final_div_factor=1e4, anneal="cosine"
+):
     """The learning rate of torch.optim.lr_scheduler.OneCycleLR (two phases).
 
     From peak_lr / div_factor up to peak_lr at step pct_start * total_steps - 1 (a fraction of a step is kept, as in
@@ -102,8 +112,13 @@ def make_schedules(*, name, total_steps, steps_per_epoch, **kwargs):
         )
     if name == "phases":
         if len({len(kwargs[key]) for key in ("epochs", "peak_lr", "weight_decay")}) != 1:
-            raise InputError("schedule 'phases' needs as many peak_lr and weight_decay values as epochs")
-        ends = [sum(kwargs["epochs"][: i + 1]) * steps_per_epoch for i in range(len(kwargs["epochs"]) - 1)]
+            raise InputError(
+                "schedule 'phases' needs as many peak_lr and weight_decay values as epochs"
+            )
+        ends = [
+            sum(kwargs["epochs"][: i + 1]) * steps_per_epoch
+            for i in range(len(kwargs["epochs"]) - 1)
+        ]
         return Schedules(
             piecewise_constant(kwargs["peak_lr"], ends),
             weight_decay=piecewise_constant(kwargs["weight_decay"], ends),

@@ -1,2 +1,295 @@
-def write_report(*a, **k): pass
-def sample_grids(*a): return None
+"""Pictures and the page of a run, from numpy arrays. The only file that says matplotlib."""
+
+import base64
+import io
+import pathlib
+
+import jinja2
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+TRAIN_COLOR, EVAL_COLOR, ACCENT = "#4c78a8", "#e4572e", "#2f6f4f"
+STYLE = {
+    "font.size": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e3e3e3",
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "legend.frameon": False,
+    "savefig.dpi": 150,
+}
+
+
+def _figure(width, height):
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def draw_curves(records, learning_rate, steps_per_epoch, eval_name="test"):
+    """Loss, accuracy and learning rate against the epoch; `records` as in metrics.jsonl, learning_rate [steps]."""
+    figure = _figure(10, 3.2)
+    left, middle, right = figure.subplots(1, 3)
+    epochs = [r["epoch"] for r in records]
+    marker = {"marker": "o", "markersize": 3} if len(records) <= 30 else {}
+    for axes, key, label in (
+        (left, "loss", "cross-entropy (nats)"),
+        (middle, "accuracy", "accuracy (%)"),
+    ):
+        axes.plot(
+            epochs,
+            [_number(r[f"train_{key}"]) for r in records],
+            color=TRAIN_COLOR,
+            label="train",
+            **marker,
+        )
+        axes.plot(
+            epochs,
+            [_number(r[f"eval_{key}"]) for r in records],
+            color=EVAL_COLOR,
+            label=eval_name,
+            **marker,
+        )
+        axes.set(xlabel="epoch", ylabel=label, title=key.capitalize())
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend()
+    right.plot(np.arange(len(learning_rate)) / steps_per_epoch, learning_rate, color=ACCENT)
+    right.set(xlabel="epoch", ylabel="learning rate", title="Learning rate", ylim=(0, None))
+    return figure
+
+
+def draw_per_class(per_class):
+    """A bar for each class with its accuracy in percent; the dashed line is their mean."""
+    figure = _figure(8, 3.4)
+    axes = figure.subplots()
+    names, values = list(per_class), list(per_class.values())
+    bars = axes.bar(names, values, color=TRAIN_COLOR, width=0.72)
+    axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=9)
+    mean = float(np.mean(values))
+    axes.axhline(mean, color=EVAL_COLOR, linestyle="--", linewidth=1, label=f"mean {mean:.2f} %")
+    low = max(0.0, 10 * np.floor((min(values) - 10) / 10))
+    axes.set(ylabel="accuracy (%)", title="Accuracy by class, test images", ylim=(low, 104))
+    axes.grid(axis="x", visible=False)
+    axes.tick_params(axis="x", rotation=30 if max(map(len, names)) > 3 else 0)
+    axes.legend(loc="upper left", bbox_to_anchor=(0.0, -0.22), borderaxespad=0.0)
+    return figure
+
+
+def draw_confusion(confusion, class_names):
+    """Counts of true (rows) against predicted (columns) classes; mistakes are coloured on their own scale."""
+    figure = _figure(6.6, 5.8)
+    axes = figure.subplots()
+    confusion = np.asarray(confusion)
+    mistakes = confusion * (1 - np.eye(len(confusion)))
+    top = max(1.0, mistakes.max())
+    picture = axes.imshow(mistakes, cmap="Reds", vmin=0, vmax=top)
+    for i, row in enumerate(confusion):
+        for j, value in enumerate(row):
+            color = "white" if mistakes[i, j] > 0.6 * top else "#222222"
+            weight = "bold" if i == j else "normal"
+            axes.text(
+                j,
+                i,
+                f"{value:.0f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color=color,
+                fontweight=weight,
+            )
+    axes.set_xticks(
+        range(len(class_names)), class_names, rotation=40, ha="right", rotation_mode="anchor"
+    )
+    axes.set_yticks(range(len(class_names)), class_names)
+    axes.set(xlabel="predicted class", ylabel="true class", title="Confusion matrix, test images")
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(picture, ax=axes, label="images confused", shrink=0.8)
+    return figure
+
+
+def draw_mistakes(images, labels, logits, class_names, rows=4, columns=6):
+    """The wrongly classified images of which the model was most certain, with true and predicted names."""
+    probabilities = np.exp(logits - logits.max(-1, keepdims=True))
+    probabilities /= probabilities.sum(-1, keepdims=True)
+    predicted = probabilities.argmax(-1)
+    wrong = np.flatnonzero(predicted != labels)
+    wrong = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")]
+    rows = min(rows, max(1, -(-len(wrong) // columns)))
+    figure = _figure(10, 0.5 + 2.05 * rows)
+    figure.suptitle(
+        f"{len(wrong):,} of {len(labels):,} test images are wrong; the most confident mistakes"
+        if len(wrong)
+        else f"All {len(labels):,} test images are right",
+        fontsize=11,
+        fontweight="bold",
+    )
+    for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        axes.set_axis_off()
+        if place < len(wrong):
+            i = wrong[place]
+            axes.imshow(images[i], interpolation="nearest")
+            share = 100 * probabilities[i, predicted[i]]
+            axes.set_title(
+                f"{class_names[labels[i]]}\ntaken for {class_names[predicted[i]]}, {share:.0f} %",
+                fontsize=8,
+                fontweight="normal",
+            )
+    return figure
+
+
+def draw_grid(grid, row_names, title, column_names=None, scale=0.62):
+    """Images [rows, columns, H, W, 3] uint8 as a grid with a name beside each row."""
+    rows, columns, height, width, _ = grid.shape
+    gap = 2
+    canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    for i in range(rows):
+        for j in range(columns):
+            y, x = i * (height + gap), j * (width + gap)
+            canvas[y : y + height, x : x + width] = grid[i, j]
+    figure = _figure(1.2 + scale * columns, 0.7 + scale * rows)
+    axes = figure.subplots()
+    axes.imshow(canvas, interpolation="nearest")
+    axes.set_yticks([i * (height + gap) + height / 2 for i in range(rows)], row_names)
+    if column_names:
+        axes.xaxis.tick_top()
+        axes.set_xticks([j * (width + gap) + width / 2 for j in range(columns)], column_names)
+    else:
+        axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.set_title(title)
+    return figure
+
+
+def draw_counts(counts, class_names):
+    """Images of each class in each split: counts {split: [C]}."""
+    figure = _figure(8, 3.2)
+    axes = figure.subplots()
+    width = 0.8 / len(counts)
+    for k, (split, values) in enumerate(counts.items()):
+        places = np.arange(len(class_names)) + (k - (len(counts) - 1) / 2) * width
+        bars = axes.bar(
+            places, values, width * 0.92, label=split, color=(TRAIN_COLOR, EVAL_COLOR, ACCENT)[k]
+        )
+        axes.bar_label(bars, fontsize=7, padding=1, fmt="%d")
+    axes.set_xticks(
+        range(len(class_names)), class_names, rotation=30 if max(map(len, class_names)) > 3 else 0
+    )
+    axes.set(ylabel="images", title="Images by class")
+    axes.grid(axis="x", visible=False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def draw_samples(samples, class_names):
+    """{name: figure} of the sample grid (a row a class) and the augmented grid (the original first)."""
+    augmented = samples["augmented"]
+    columns = ["original", *[""] * (augmented.shape[1] - 1)]
+    return {
+        "samples": draw_grid(samples["by_class"], class_names, "Training images"),
+        "augmented": draw_grid(
+            augmented, samples["augmented_names"], "Training images under the augmentation", columns
+        ),
+    }
+
+
+def save(figures, folder):
+    """Write {name: figure} as folder/NAME.png; returns {name: PNG bytes}."""
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = {}
+    for name, figure in figures.items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        pictures[name] = buffer.getvalue()
+        part = folder / f".{name}.png.part"
+        part.write_bytes(pictures[name])
+        part.replace(folder / f"{name}.png")
+    return pictures
+
+
+def write_report(
+    folder,
+    *,
+    result,
+    records,
+    class_names,
+    confusion,
+    logits,
+    images,
+    labels,
+    samples,
+    learning_rate,
+    config,
+):
+    """Draw a run: folder/*.png and folder/index.html, which holds all pictures and needs nothing else.
+
+    `result` and `records` as in result.json and metrics.jsonl; confusion [C, C], logits [N, C], images uint8
+    [N, H, W, 3] and labels [N] of the test split at the best checkpoint; samples as draw_samples takes them;
+    learning_rate [steps]; config a nested dict.
+    """
+    steps_per_epoch = result["steps"] / result["epochs"] if result["epochs"] else 1
+    eval_name = "validation" if "validation" in result["dataset"]["sizes"] else "test"
+    with matplotlib.rc_context(STYLE):
+        figures = {
+            "per_class": draw_per_class(result["per_class"]),
+            "confusion": draw_confusion(confusion, class_names),
+            "mistakes": draw_mistakes(images, labels, logits, class_names),
+            **draw_samples(samples, class_names),
+        }
+        if records:
+            figures = {
+                "curves": draw_curves(records, learning_rate, steps_per_epoch, eval_name),
+                **figures,
+            }
+        pictures = save(figures, folder)
+    captions = {
+        "curves": f"Loss, accuracy and learning rate by epoch (train: as trained, with augmentation; {eval_name}: "
+        "evaluation mode)",
+        "per_class": "Share of each class's test images that the best checkpoint classifies rightly",
+        "confusion": "True against predicted classes; only mistakes are coloured",
+        "mistakes": "Where the best checkpoint is wrong and surest of it",
+        "samples": "Ten training images of each class",
+        "augmented": "What the network is shown: each row one image and nine augmented versions of it",
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"), autoescape=True
+    )
+    page = environment.get_template("report.html").render(
+        result=result,
+        records=records,
+        config=_flat(config),
+        eval_name=eval_name,
+        pictures=[
+            (name, captions[name], base64.b64encode(pictures[name]).decode()) for name in pictures
+        ],
+    )
+    path = pathlib.Path(folder) / "index.html"
+    part = path.with_name(".index.html.part")
+    part.write_text(page)
+    part.replace(path)
+
+
+def _number(value):
+    return np.nan if value is None else value
+
+
+def _flat(tree, prefix=""):
+    """[(dotted name, value)] of a nested dict."""
+    rows = []
+    for key, value in tree.items():
+        rows += (
+            _flat(value, f"{prefix}{key}.")
+            if isinstance(value, dict)
+            else [(f"{prefix}{key}", value)]
+        )
+    return rows

@@ -6,7 +6,7 @@ import optax
 from flax import struct
 from jax import lax, random
 
-from cifar_jax.metrics import Metrics, measure, per_example_loss
+from cifar_jax.metrics import measure, per_example_loss
 
 
 class TrainState(struct.PyTreeNode):
@@ -42,7 +42,9 @@ def shuffled(key, positions, n):
     def encrypt(value):
         left, right = value >> bits, value & mask
         for i in range(4):
-            mixed = right * jnp.uint32(0x9E3779B1) + round_keys[i]  # a 32-bit finaliser (murmur3) as round function
+            mixed = (
+                right * jnp.uint32(0x9E3779B1) + round_keys[i]
+            )  # a 32-bit finaliser (murmur3) as round function
             mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
             mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
             left, right = right, left ^ ((mixed ^ (mixed >> 16)) & mask)
@@ -85,7 +87,9 @@ def make_train_step(
     def step(state, dataset, size=batch_size):
         epoch, i = state.step // steps_per_epoch, state.step % steps_per_epoch
         order_key = random.fold_in(random.fold_in(state.key, 0), epoch)
-        augment_key, dropout_key = random.split(random.fold_in(random.fold_in(state.key, 1), state.step))
+        augment_key, dropout_key = random.split(
+            random.fold_in(random.fold_in(state.key, 1), state.step)
+        )
         rows = shuffled(order_key, i * batch_size + jnp.arange(size), num_examples)
         batch = shard(take(dataset, rows))
         images = augment(augment_key, batch.images)
@@ -93,7 +97,11 @@ def make_train_step(
         def loss_fn(params):
             variables = {"params": params, "batch_stats": state.batch_stats}
             logits, updated = model.apply(
-                variables, images, train=True, rngs={"dropout": dropout_key}, mutable=["batch_stats"]
+                variables,
+                images,
+                train=True,
+                rngs={"dropout": dropout_key},
+                mutable=["batch_stats"],
             )
             logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
             losses = per_example_loss(logits, batch.labels, label_smoothing)
@@ -126,7 +134,9 @@ def repeat(step, num_steps, size):
     def run(state, metrics, dataset):
         if num_steps == 1:
             return body((state, metrics), dataset)
-        carry, _ = lax.scan(lambda c, _: (body(c, dataset), None), (state, metrics), length=num_steps)
+        carry, _ = lax.scan(
+            lambda c, _: (body(c, dataset), None), (state, metrics), length=num_steps
+        )
         return carry
 
     return run

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from cifar_jax import InputError, report, sharding
 from cifar_jax import workdir as files
 from cifar_jax.checkpoint import Checkpoints
-from cifar_jax.experiment import environment, make_experiment
+from cifar_jax.experiment import environment, make_experiment, sample_images
 from cifar_jax.metrics import Metrics
 from cifar_jax.steps import repeat
 
@@ -41,13 +41,18 @@ def train_and_evaluate(config, workdir):
 
 def evaluate(config, workdir):
     """Evaluate the best checkpoint in `workdir` on the test split; writes and returns evaluation.json."""
-    path = files.open_existing(workdir, config.to_dict())
+    path = files.writable(workdir)
+    files.check_config(
+        path, config.to_dict(), (*files.FREE_FIELDS, "eval.augmented", "eval.batch_size")
+    )
     exp = make_experiment(config)
     with Checkpoints(path / "checkpoints", sharding.replicated(exp.mesh)) as checkpoints:
         step = checkpoints.best_step()
         if step is None:
             raise InputError(f"{path} holds no evaluated checkpoint yet")
-        state = checkpoints.restore_model(step, exp.init_state()).replace(step=jnp.asarray(step, jnp.int32))
+        state = checkpoints.restore_model(step, exp.init_state()).replace(
+            step=jnp.asarray(step, jnp.int32)
+        )
     metrics, _ = exp.evaluate(state, exp.test)
     evaluation = {
         "checkpoint_step": step,
@@ -106,7 +111,12 @@ class Run:
         self.programs = {}
         self.finite = jax.jit(
             lambda state: jnp.all(
-                jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves((state.params, state.batch_stats))])
+                jnp.array(
+                    [
+                        jnp.isfinite(x).all()
+                        for x in jax.tree.leaves((state.params, state.batch_stats))
+                    ]
+                )
             )
         )
         on_cpu = jax.default_backend() == "cpu"
@@ -118,7 +128,9 @@ class Run:
         step = self.checkpoints.latest_step()
         metrics_file = self.path / "metrics.jsonl"
         if step is not None:
-            self.state, self.metrics, meta = self.checkpoints.restore(step, self.state, self.metrics)
+            self.state, self.metrics, meta = self.checkpoints.restore(
+                step, self.state, self.metrics
+            )
             self.train_seconds = meta["train_seconds"]
             self.records = files.read_metrics(metrics_file, last_step=step)
             print(f"resuming {self.path} at epoch {step / self.exp.steps_per_epoch:g}", flush=True)
@@ -175,7 +187,9 @@ class Run:
             calls |= {*self.plan(end - end % exp.steps_per_epoch, end)}
         for count, size in sorted(calls):
             run = jax.jit(
-                repeat(exp.step, count, size), donate_argnums=0, out_shardings=(self.sharding, self.sharding)
+                repeat(exp.step, count, size),
+                donate_argnums=0,
+                out_shardings=(self.sharding, self.sharding),
             )
             self.programs[count, size] = run.lower(self.state, self.metrics, exp.train).compile()
         self.evaluate = exp.evaluate.lower(self.state, self.eval_set).compile()
@@ -199,13 +213,17 @@ class Run:
         with bar, jax.transfer_guard("disallow"):
             for count, size in self.plan(step, end):
                 previous = self.metrics
-                self.state, self.metrics = self.programs[count, size](self.state, self.metrics, exp.train)
+                self.state, self.metrics = self.programs[count, size](
+                    self.state, self.metrics, exp.train
+                )
                 step += count
                 # looking at the call before keeps one call in flight: the device never waits for the host
                 summary = previous.summary()
                 bar.update(count * size)
                 if math.isfinite(summary["loss"]):
-                    bar.set_postfix_str(f"loss {summary['loss']:.4f}, accuracy {summary['accuracy']:.2f} %")
+                    bar.set_postfix_str(
+                        f"loss {summary['loss']:.4f}, accuracy {summary['accuracy']:.2f} %"
+                    )
                 if interruption.requested:
                     break
             jax.block_until_ready(self.state)
@@ -249,7 +267,9 @@ class Run:
         """Save a checkpoint unless parameters or statistics are not finite; says which."""
         if not self.finite(self.state):
             return False
-        self.checkpoints.save(self.state, self.metrics, {"train_seconds": self.train_seconds}, eval_loss)
+        self.checkpoints.save(
+            self.state, self.metrics, {"train_seconds": self.train_seconds}, eval_loss
+        )
         return True
 
     def finish(self, status):
@@ -270,7 +290,9 @@ class Run:
             state = state.replace(step=jnp.asarray(best_step, jnp.int32))
         measure = self.evaluate if exp.validation is None else exp.evaluate
         metrics, logits = measure(state, exp.test)
-        train_seconds = sum(exp.train.images.shape[0] / r["images_per_second"] for r in self.records)
+        train_seconds = sum(
+            exp.train.images.shape[0] / r["images_per_second"] for r in self.records
+        )
         eval_seconds = sum(r["seconds"] for r in self.records) - train_seconds
         train_seconds += self.train_seconds
         result = {
@@ -304,7 +326,9 @@ class Run:
                 logits=np.asarray(logits),
                 images=np.asarray(exp.test.images),
                 labels=np.asarray(exp.test.labels),
-                samples=report.sample_grids(exp.train, exp.augment, exp.normalize, self.state.key),
+                samples=sample_images(
+                    exp.train, exp.augment, config.augment.normalize, exp.class_names, config.seed
+                ),
                 learning_rate=np.asarray(exp.schedules.learning_rate(np.arange(max(step, 1)))),
                 config=config.to_dict(),
             )
@@ -314,9 +338,17 @@ class Run:
 
 
 def _figures(summary):
-    return {"eval_loss": summary["loss"], **{key: summary[key] for key in ("accuracy", "top3", "top5")}}
+    return {
+        "eval_loss": summary["loss"],
+        **{key: summary[key] for key in ("accuracy", "top3", "top5")},
+    }
 
 
 def _figures_of(record):
-    names = {"eval_loss": "eval_loss", "accuracy": "eval_accuracy", "top3": "eval_top3", "top5": "eval_top5"}
+    names = {
+        "eval_loss": "eval_loss",
+        "accuracy": "eval_accuracy",
+        "top3": "eval_top3",
+        "top5": "eval_top5",
+    }
     return {"epoch": record["epoch"], **{name: record[key] for name, key in names.items()}}

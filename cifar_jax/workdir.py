@@ -33,11 +33,8 @@ def read_json(path):
         raise InputError(f"{path} cannot be read: {error}") from error
 
 
-def open_workdir(workdir, config, environment):
-    """Create `workdir` for this config (a nested dict), or check that the run in it has the same; returns its path.
-
-    Raises InputError if it cannot be written or holds a run with another config.
-    """
+def writable(workdir):
+    """The absolute path of `workdir`, created if need be; InputError if it cannot be written."""
     path = pathlib.Path(workdir).expanduser().absolute()
     probe = path / f".probe.{os.getpid()}"
     try:
@@ -46,15 +43,37 @@ def open_workdir(workdir, config, environment):
         probe.unlink()
     except OSError as error:
         raise InputError(f"cannot write to workdir {path}: {error.strerror}") from error
-    before = read_json(path / "config.json")
-    if before is None:
+    return path
+
+
+def open_workdir(workdir, config, environment):
+    """The path of `workdir`, made ready to train `config` (a nested dict) or checked to hold that run already.
+
+    Raises InputError if it cannot be written or holds a run with another config.
+    """
+    path = writable(workdir)
+    if not (path / "config.json").exists():
         if (path / "checkpoints").exists():
             raise InputError(f"{path} has checkpoints but no config.json; choose another workdir")
         write_json(path / "config.json", {"config": config, **environment})
-        return path
-    old, new = (_flatten(_finite(c)) for c in (before.get("config", {}), config))
+    check_config(path, config, FREE_FIELDS)
+    return path
+
+
+def check_config(path, config, free_fields):
+    """Raise InputError unless the run in `path` has `config`, `free_fields` aside."""
+    before = read_json(path / "config.json")
+    if before is None:
+        raise InputError(f"{path} holds no run: it has no config.json")
+    if not isinstance(before, dict) or not isinstance(before.get("config"), dict):
+        raise InputError(
+            f"{path / 'config.json'} is not the config of a run; choose another workdir"
+        )
+    old, new = (_flatten(_finite(c)) for c in (before["config"], config))
     differing = sorted(
-        name for name in old.keys() | new.keys() if name not in FREE_FIELDS and old.get(name) != new.get(name)
+        name
+        for name in old.keys() | new.keys()
+        if name not in free_fields and old.get(name) != new.get(name)
     )
     if differing:
         name = differing[0]
@@ -63,7 +82,6 @@ def open_workdir(workdir, config, environment):
             f"{path} holds a run with another config ({name} is {old.get(name)!r} there, "
             f"{new.get(name)!r} here{more}); choose another workdir"
         )
-    return path
 
 
 def read_metrics(path, last_step=math.inf):

@@ -12,21 +12,35 @@ def get_config():
     c.seed = 0  # initial weights, order, augmentation, dropout: everything random follows from it
     c.epochs = 24  # passes over the training images; the schedule spans them
     c.batch_size = 128  # images a step, over all devices together
-    c.stop_after = 0.0  # epochs after which to stop (0: run them all); same command with more, or 0, goes on
-    c.steps_per_call = 0  # training steps in one compiled call; 0: 1 on CPU, a whole epoch on an accelerator
+    c.stop_after = (
+        0.0  # epochs after which to stop (0: run them all); same command with more, or 0, goes on
+    )
+    c.steps_per_call = (
+        0  # training steps in one compiled call; 0: 1 on CPU, a whole epoch on an accelerator
+    )
     c.report = True  # draw report/ at the end
 
     c.data = ConfigDict()
     c.data.name = "cifar10"  # cifar10 | digits
-    c.data.dir = "data"  # folder with CIFAR-10 in any official form or a TFDS folder; a download goes there
-    c.data.validation = 0  # images held out of train by seed; then they, not the test set, are evaluated each epoch
+    c.data.dir = (
+        "data"  # folder with CIFAR-10 in any official form or a TFDS folder; a download goes there
+    )
+    c.data.validation = (
+        0  # images held out of train by seed; then they, not the test set, are evaluated each epoch
+    )
 
     c.model = ConfigDict()
-    c.model.name = ""  # vgg | convnet | resnet | mixture | dilated; its other fields can be set beside it
-    c.model.dtype = "float32"  # compute dtype: float32 | bfloat16; parameters and statistics stay float32
+    c.model.name = (
+        ""  # vgg | convnet | resnet | mixture | dilated; its other fields can be set beside it
+    )
+    c.model.dtype = (
+        "float32"  # compute dtype: float32 | bfloat16; parameters and statistics stay float32
+    )
 
     c.loss = ConfigDict()
-    c.loss.reduction = "mean"  # mean | sum over the batch; what is logged is always the mean an image
+    c.loss.reduction = (
+        "mean"  # mean | sum over the batch; what is logged is always the mean an image
+    )
     c.loss.label_smoothing = 0.0  # share of the target spread evenly over the classes
 
     c.optim = ConfigDict()
@@ -45,12 +59,18 @@ def get_config():
     c.schedule.peak_lr = 1e-3
 
     c.augment = ConfigDict()
-    c.augment.ops = ("normalize",)  # operations of augment.py, in this order; their fields beside it
-    c.augment.normalize = ConfigDict({"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)})
+    c.augment.ops = (
+        "normalize",
+    )  # operations of augment.py, in this order; their fields beside it
+    c.augment.normalize = ConfigDict(
+        {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
+    )
 
     c.eval = ConfigDict()
     c.eval.batch_size = 512  # images a batch; does not change the figures
-    c.eval.augmented = False  # True: evaluate under the training augmentation (system 004 measured so)
+    c.eval.augmented = (
+        False  # True: evaluate under the training augmentation (system 004 measured so)
+    )
     return c
 
 

@@ -29,7 +29,13 @@ def get_config(variant=""):
     c.augment.random_flip = {"p": 0.5}
     c.augment.random_brightness_contrast = {"brightness": 0.2, "contrast": 0.2, "p": 0.2}
     # the original wrote scale_limit=(0.9, 1.1), to which its library adds 1
-    c.augment.random_shift_scale_rotate = {"shift": 0.1, "scale": (1.9, 2.1), "degrees": 7.0, "fill": 1.0, "p": 0.5}
+    c.augment.random_shift_scale_rotate = {
+        "shift": 0.1,
+        "scale": (1.9, 2.1),
+        "degrees": 7.0,
+        "fill": 1.0,
+        "p": 0.5,
+    }
     c.augment.coarse_dropout = {"min_size": 2, "max_size": 5, "fill": 0.0, "p": 0.5}
     c.augment.normalize = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
     c.eval.augmented = True

@@ -31,6 +31,12 @@ def get_config(variant=""):
     c.augment.ops = ("random_crop", "random_flip", "color_jitter", "normalize")
     c.augment.random_crop = {"padding": 4, "mode": "reflect"}
     c.augment.random_flip = {"p": 0.5}
-    c.augment.color_jitter = {"brightness": 0.1, "contrast": 0.1, "saturation": 0.1, "hue": 0.1, "uint8": True}
+    c.augment.color_jitter = {
+        "brightness": 0.1,
+        "contrast": 0.1,
+        "saturation": 0.1,
+        "hue": 0.1,
+        "uint8": True,
+    }
     c.augment.normalize = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.247, 0.243, 0.261)}
     return c

@@ -30,5 +30,10 @@ def get_config(variant=""):
     c.augment.normalize = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
     c.augment.random_crop = {"padding": 4, "mode": "reflect_101"}
     c.augment.random_flip = {"p": 0.5}
-    c.augment.coarse_dropout = {"min_size": 8, "max_size": 8, "fill": (0.4914, 0.4822, 0.4465), "p": 0.5}
+    c.augment.coarse_dropout = {
+        "min_size": 8,
+        "max_size": 8,
+        "fill": (0.4914, 0.4822, 0.4465),
+        "p": 0.5,
+    }
     return c

@@ -16,7 +16,13 @@ def get_config(variant=""):
     c.optim.name = "sgd"
     c.optim.momentum = 0.9
     c.schedule.peak_lr = 1e-3
-    c.augment.ops = ("random_rotation", "random_crop", "random_flip", "random_translation", "normalize")
+    c.augment.ops = (
+        "random_rotation",
+        "random_crop",
+        "random_flip",
+        "random_translation",
+        "normalize",
+    )
     c.augment.random_rotation = {"degrees": 30.0}
     c.augment.random_crop = {"padding": 4, "mode": "constant"}
     c.augment.random_flip = {"p": 0.5}

@@ -7,10 +7,16 @@ import pytest
 import torch
 
 from cifar_jax import InputError
-from cifar_jax.models import MODELS, create_model, cpu_conv
+from cifar_jax.models import MODELS, cpu_conv, create_model
 from cifar_jax.models.layers import BatchNorm, avg_pool, convolve, max_pool
 
-PARAMETERS = {"vgg": 2_882_474, "convnet": 2_791_434, "resnet": 6_573_120, "mixture": 4_796_649, "dilated": 2_034_040}
+PARAMETERS = {
+    "vgg": 2_882_474,
+    "convnet": 2_791_434,
+    "resnet": 6_573_120,
+    "mixture": 4_796_649,
+    "dilated": 2_034_040,
+}
 STATISTICS = {"vgg": 1_920, "convnet": 0, "resnet": 4_480, "mixture": 6_072, "dilated": 2_424}
 
 
@@ -19,7 +25,9 @@ def count(tree):
 
 
 def variables_of(model, batch=2):
-    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((batch, 32, 32, 3)), train=False))
+    return jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jnp.zeros((batch, 32, 32, 3)), train=False)
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -30,7 +38,10 @@ def test_parameters_and_statistics(name):
 
 
 def test_sequential_mixture():
-    assert count(variables_of(create_model("mixture", num_classes=10, sequential=True))["params"]) == 7_941_594
+    assert (
+        count(variables_of(create_model("mixture", num_classes=10, sequential=True))["params"])
+        == 7_941_594
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -40,18 +51,22 @@ def test_float32_variables_and_output_shape(name, dtype):
     variables = variables_of(model)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     out, updated = jax.eval_shape(
-        lambda v, x: model.apply(v, x, train=True, rngs={"dropout": jax.random.key(0)}, mutable=["batch_stats"]),
+        lambda v, x: model.apply(
+            v, x, train=True, rngs={"dropout": jax.random.key(0)}, mutable=["batch_stats"]
+        ),
         variables,
         jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.float32),
     )
     assert out.shape == (4, 7)
-    assert jax.tree.map(lambda a: (a.shape, a.dtype), updated.get("batch_stats", {})) == jax.tree.map(
-        lambda a: (a.shape, a.dtype), variables.get("batch_stats", {})
-    )
+    assert jax.tree.map(
+        lambda a: (a.shape, a.dtype), updated.get("batch_stats", {})
+    ) == jax.tree.map(lambda a: (a.shape, a.dtype), variables.get("batch_stats", {}))
 
 
 def test_initial_values_are_pytorchs_uniform():
-    variables = create_model("convnet", num_classes=10).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
+    variables = create_model("convnet", num_classes=10).init(
+        jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False
+    )
     for name, fan_in in (("conv4", 9 * 64), ("fc1", 9216), ("fc4", 64)):
         bound = fan_in**-0.5
         for leaf in jax.tree.leaves(variables["params"][name]):
@@ -78,7 +93,9 @@ def nhwc(x):
     return x.detach().permute(0, 2, 3, 1).numpy()
 
 
-@pytest.mark.parametrize(("size", "height", "width"), [(2, 8, 8), (2, 7, 9), (3, 9, 9), (3, 3, 3), (2, 31, 31)])
+@pytest.mark.parametrize(
+    ("size", "height", "width"), [(2, 8, 8), (2, 7, 9), (3, 9, 9), (3, 3, 3), (2, 31, 31)]
+)
 def test_max_pool_and_its_gradient_are_torchs(rng, size, height, width):
     """Small whole numbers: windows full of ties, where the first maximum takes the gradient."""
     x = rng.integers(0, 3, (4, height, width, 5)).astype(np.float32)
@@ -99,7 +116,9 @@ def test_resnets_last_pool_covers_the_map(rng):
 
 def test_avg_pool_is_torchs(rng):
     x = rng.normal(size=(2, 24, 24, 4)).astype(np.float32)
-    np.testing.assert_allclose(avg_pool(x, 3), nhwc(torch.nn.functional.avg_pool2d(nchw(x), 3)), atol=1e-6)
+    np.testing.assert_allclose(
+        avg_pool(x, 3), nhwc(torch.nn.functional.avg_pool2d(nchw(x), 3)), atol=1e-6
+    )
 
 
 CONVOLUTIONS = [  # batch, size, channels, features, kernel, padding, dilation
@@ -116,7 +135,10 @@ def test_cpu_convolution_is_lax_conv_in_value_and_gradient(rng, shape, monkeypat
     batch, size, channels, features, k, padding, dilation = shape
     monkeypatch.setattr(cpu_conv, "BUFFER_BYTES", 40_000)  # several pieces even at these sizes
     with jax.enable_x64(True):
-        x, kernel = rng.normal(size=(batch, size, size, channels)), rng.normal(size=(k, k, channels, features))
+        x, kernel = (
+            rng.normal(size=(batch, size, size, channels)),
+            rng.normal(size=(k, k, channels, features)),
+        )
         reference, vjp = jax.vjp(lambda x, w: convolve(x, w, padding, dilation), x, kernel)
         ours, our_vjp = jax.vjp(lambda x, w: cpu_conv.conv(x, w, padding, dilation), x, kernel)
         dy = rng.normal(size=ours.shape)
@@ -132,7 +154,9 @@ def test_convolution_is_torchs(rng, groups):
         nchw(x), torch.tensor(kernel).permute(3, 2, 0, 1), padding=1, dilation=2, groups=groups
     )
     with jax.enable_x64(True):
-        np.testing.assert_allclose(convolve(jnp.asarray(x), jnp.asarray(kernel), 1, 2, groups), nhwc(theirs), atol=1e-12)
+        np.testing.assert_allclose(
+            convolve(jnp.asarray(x), jnp.asarray(kernel), 1, 2, groups), nhwc(theirs), atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("train", [True, False])
@@ -145,8 +169,14 @@ def test_batch_norm_is_torchs(rng, train):
             tensor.copy_(torch.tensor(rng.normal(size=6)))
         theirs.running_var.copy_(torch.tensor(rng.uniform(0.5, 2.0, 6)))
     variables = {
-        "params": {"scale": theirs.weight.detach().numpy().copy(), "bias": theirs.bias.detach().numpy().copy()},
-        "batch_stats": {"mean": theirs.running_mean.numpy().copy(), "var": theirs.running_var.numpy().copy()},
+        "params": {
+            "scale": theirs.weight.detach().numpy().copy(),
+            "bias": theirs.bias.detach().numpy().copy(),
+        },
+        "batch_stats": {
+            "mean": theirs.running_mean.numpy().copy(),
+            "var": theirs.running_var.numpy().copy(),
+        },
     }
     theirs.train(train)
     theirs_in = nchw(x).requires_grad_()
@@ -155,7 +185,9 @@ def test_batch_norm_is_torchs(rng, train):
     with jax.enable_x64(True):
         norm = BatchNorm(dtype=jnp.float64)
         ours, vjp, updated = jax.vjp(
-            lambda x: norm.apply(variables, x, train, mutable=["batch_stats"]), jnp.asarray(x), has_aux=True
+            lambda x: norm.apply(variables, x, train, mutable=["batch_stats"]),
+            jnp.asarray(x),
+            has_aux=True,
         )
         np.testing.assert_allclose(ours, nhwc(out), atol=1e-12)
         np.testing.assert_allclose(vjp(jnp.asarray(dy))[0], nhwc(theirs_in.grad), atol=1e-12)
@@ -177,7 +209,9 @@ def test_no_select_and_scatter_in_a_gradient():
     variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
 
     def loss(params, x):
-        return model.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])[0].sum()
+        return model.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])[
+            0
+        ].sum()
 
     text = jax.jit(jax.grad(loss)).lower(variables["params"], jnp.zeros((2, 32, 32, 3))).as_text()
     assert "select_and_scatter" not in text

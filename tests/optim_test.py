@@ -42,10 +42,23 @@ def torch_one_cycle(optimizer, total_steps, **kwargs):
 @pytest.mark.parametrize(
     ("total_steps", "peak", "shape"),
     [
-        (2352, 4.02e-2, {"pct_start": 5 / 24, "div_factor": 100.0, "final_div_factor": 100.0, "anneal": "linear"}),
+        (
+            2352,
+            4.02e-2,
+            {
+                "pct_start": 5 / 24,
+                "div_factor": 100.0,
+                "final_div_factor": 100.0,
+                "anneal": "linear",
+            },
+        ),
         (19550, 1e-3, {}),
         (97, 0.3, {"pct_start": 0.37, "anneal": "linear"}),
-        (100, 1.0, {"pct_start": 0.23, "div_factor": 5.0, "final_div_factor": 20.0, "anneal": "cosine"}),
+        (
+            100,
+            1.0,
+            {"pct_start": 0.23, "div_factor": 5.0, "final_div_factor": 20.0, "anneal": "cosine"},
+        ),
     ],
 )
 def test_one_cycle_is_torchs(total_steps, peak, shape):
@@ -69,15 +82,23 @@ def test_one_cycle_in_float64_is_torchs_to_1e_12(x64):
 
 def test_published_values_of_the_two_recipes():
     """systems.md: 002 goes 4.02e-4 -> 4.02e-2 at step 489 -> 4.02e-6 at 2351; 003 4e-5 -> 1e-3 at 5864 -> 4e-9."""
-    resnet = one_cycle(4.02e-2, 2352, pct_start=5 / 24, div_factor=100.0, final_div_factor=100.0, anneal="linear")
-    np.testing.assert_allclose(resnet(np.array([0, 489, 2351])), [4.02e-4, 4.02e-2, 4.02e-6], rtol=1e-3)
+    resnet = one_cycle(
+        4.02e-2, 2352, pct_start=5 / 24, div_factor=100.0, final_div_factor=100.0, anneal="linear"
+    )
+    np.testing.assert_allclose(
+        resnet(np.array([0, 489, 2351])), [4.02e-4, 4.02e-2, 4.02e-6], rtol=1e-3
+    )
     mixture = one_cycle(1e-3, 19550)
     np.testing.assert_allclose(mixture(np.array([0, 5864, 19549])), [4e-5, 1e-3, 4e-9], rtol=1e-3)
 
 
 def test_ramps():
-    np.testing.assert_allclose(linear_ramp(1.0, 3.0, 5)(np.arange(5)), [1, 1.5, 2, 2.5, 3], rtol=1e-6)
-    np.testing.assert_allclose(exponential_ramp(0.03, 10.0, 200)(np.array([0, 199])), [0.03, 10.0], rtol=1e-5)
+    np.testing.assert_allclose(
+        linear_ramp(1.0, 3.0, 5)(np.arange(5)), [1, 1.5, 2, 2.5, 3], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        exponential_ramp(0.03, 10.0, 200)(np.array([0, 199])), [0.03, 10.0], rtol=1e-5
+    )
     values = np.asarray(exponential_ramp(1e-3, 1.0, 4)(np.arange(4)))
     np.testing.assert_allclose(values[1:] / values[:-1], 10.0, rtol=1e-5)
 
@@ -86,7 +107,9 @@ def parameters(rng):
     return {"kernel": rng.normal(size=(7, 5)), "bias": rng.normal(size=5)}
 
 
-def run_torch(make, initial, gradients, *, clip_value=None, clip_norm=None, scheduler=None, restart_at=None):
+def run_torch(
+    make, initial, gradients, *, clip_value=None, clip_norm=None, scheduler=None, restart_at=None
+):
     tensors = {k: torch.tensor(v, requires_grad=True) for k, v in initial.items()}
     optimizer = make(tensors.values())
     schedule = scheduler(optimizer) if scheduler else None
@@ -126,7 +149,9 @@ def run_ours(tx, initial, gradients):
 def assert_same_path(ours, theirs, tolerance):
     for step, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         for key in b:
-            np.testing.assert_allclose(a[key], b[key], rtol=tolerance, atol=tolerance, err_msg=f"{key}, step {step}")
+            np.testing.assert_allclose(
+                a[key], b[key], rtol=tolerance, atol=tolerance, err_msg=f"{key}, step {step}"
+            )
 
 
 STEPS = 150
@@ -163,7 +188,9 @@ def test_optimizer_is_torchs(x64, rng, case):
 def test_clipping_by_global_norm_is_torchs(rng):
     """In float32 and to 1e-5: PyTorch adds 1e-6 to the norm."""
     initial, gradients = parameters(rng), [parameters(rng) for _ in range(STEPS)]
-    path = run_ours(make_optimizer(name="sgd", clip_norm=1.0, schedule=constant(0.01)), initial, gradients)
+    path = run_ours(
+        make_optimizer(name="sgd", clip_norm=1.0, schedule=constant(0.01)), initial, gradients
+    )
     theirs = run_torch(lambda p: SGD(p, 0.01, momentum=0.9), initial, gradients, clip_norm=1.0)
     assert_same_path(path, theirs, 1e-5)
 
@@ -172,13 +199,25 @@ def test_clipping_by_global_norm_is_torchs(rng):
 def test_one_cycle_with_cycled_momentum_is_torchs(x64, rng, name):
     initial, gradients = parameters(rng), [parameters(rng) for _ in range(STEPS)]
     schedule = make_schedules(
-        name="one_cycle", total_steps=STEPS, steps_per_epoch=10, peak_lr=0.05, anneal="linear", momentum=(0.85, 0.95)
+        name="one_cycle",
+        total_steps=STEPS,
+        steps_per_epoch=10,
+        peak_lr=0.05,
+        anneal="linear",
+        momentum=(0.85, 0.95),
     )
-    ours = run_ours(make_optimizer(name=name, weight_decay=1e-3, schedule=schedule), initial, gradients)
-    make = {"adam": lambda p: ADAM(p, weight_decay=1e-3), "sgd": lambda p: SGD(p, 0.1, momentum=0.9, weight_decay=1e-3)}
+    ours = run_ours(
+        make_optimizer(name=name, weight_decay=1e-3, schedule=schedule), initial, gradients
+    )
+    make = {
+        "adam": lambda p: ADAM(p, weight_decay=1e-3),
+        "sgd": lambda p: SGD(p, 0.1, momentum=0.9, weight_decay=1e-3),
+    }
 
     def scheduler(optimizer):
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=STEPS, anneal_strategy="linear")
+        return torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, 0.05, total_steps=STEPS, anneal_strategy="linear"
+        )
 
     assert_same_path(ours, run_torch(make[name], initial, gradients, scheduler=scheduler), 1e-10)
 
@@ -186,7 +225,12 @@ def test_one_cycle_with_cycled_momentum_is_torchs(x64, rng, name):
 def test_phases_change_rate_and_decay_and_start_fresh_moments(x64, rng):
     initial, gradients = parameters(rng), [parameters(rng) for _ in range(120)]
     schedule = make_schedules(
-        name="phases", total_steps=120, steps_per_epoch=20, epochs=(4, 2), peak_lr=(0.02, 0.005), weight_decay=(0.1, 0.3)
+        name="phases",
+        total_steps=120,
+        steps_per_epoch=20,
+        epochs=(4, 2),
+        peak_lr=(0.02, 0.005),
+        weight_decay=(0.1, 0.3),
     )
     assert schedule.restarts == (80,)
     ours = run_ours(make_optimizer(name="adam", schedule=schedule), initial, gradients)
@@ -208,6 +252,11 @@ def test_unknown_names_are_refused():
         one_cycle(0.1, 100, anneal="poly")
     with pytest.raises(InputError, match="as many"):
         make_schedules(
-            name="phases", total_steps=10, steps_per_epoch=1, epochs=(1, 2), peak_lr=(0.1,), weight_decay=(0.0, 0.0)
+            name="phases",
+            total_steps=10,
+            steps_per_epoch=1,
+            epochs=(1, 2),
+            peak_lr=(0.1,),
+            weight_decay=(0.0, 0.0),
         )
     assert Schedules(constant(0.1)).restarts == ()

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-BUFFER_BYTES = 5 << 20  # of one unrolled piece; larger ones fall out of the cache (measured at 2 to 40 MiB)
+BUFFER_BYTES = (
+    5 << 20
+)  # of one unrolled piece; larger ones fall out of the cache (measured at 2 to 40 MiB)
 
 
 def _pieces(batch, height, width, depth, itemsize):
@@ -29,7 +31,9 @@ def _unroll(x, k, padding, dilation, height, width):
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     shifts = [(i * dilation, j * dilation) for i in range(k) for j in range(k)]
     patches = jnp.concatenate([x[:, i : i + height, j : j + width] for i, j in shifts], -1)
-    return lax.optimization_barrier(patches.reshape(-1, patches.shape[-1]))  # else fused into the product: slow
+    return lax.optimization_barrier(
+        patches.reshape(-1, patches.shape[-1])
+    )  # else fused into the product: slow
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -41,7 +45,9 @@ def conv(x, kernel, padding, dilation):
     n = _pieces(batch, height, width, k * k * channels, x.dtype.itemsize)
 
     def piece(x):
-        return (_unroll(x, k, padding, dilation, height, width) @ matrix).reshape(n, height, width, features)
+        return (_unroll(x, k, padding, dilation, height, width) @ matrix).reshape(
+            n, height, width, features
+        )
 
     return lax.map(piece, _split(x, n)).reshape(batch, height, width, features)
 
@@ -52,7 +58,9 @@ def _forward(x, kernel, padding, dilation):
 
 def _backward(padding, dilation, residuals, dy):
     x, kernel = residuals
-    return _input_gradient(dy, kernel, padding, dilation, x.shape), _kernel_gradient(x, dy, kernel, padding, dilation)
+    return _input_gradient(dy, kernel, padding, dilation, x.shape), _kernel_gradient(
+        x, dy, kernel, padding, dilation
+    )
 
 
 def _kernel_gradient(x, dy, kernel, padding, dilation):

@@ -65,7 +65,13 @@ class Conv(nn.Module):
         k, channels = self.kernel_size, x.shape[-1] // self.groups
         init = uniform_fan_in(k * k * channels)
         kernel = self.param("kernel", init, (k, k, channels, self.features))
-        x = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.padding, self.dilation, self.groups)
+        x = convolve(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            self.padding,
+            self.dilation,
+            self.groups,
+        )
         if self.use_bias:
             bias = self.param("bias", init, (self.features,))
             x = x + _per_channel(bias.astype(self.dtype), x)
@@ -125,7 +131,9 @@ class BatchNorm(nn.Module):
         else:
             mean, var = running_mean.value, running_var.value
         factor = scale * lax.rsqrt(var + self.epsilon)
-        factor, offset = (_per_channel(v.astype(self.dtype), x) for v in (factor, bias - mean * factor))
+        factor, offset = (
+            _per_channel(v.astype(self.dtype), x) for v in (factor, bias - mean * factor)
+        )
         return x.astype(self.dtype) * factor + offset
 
 
@@ -148,7 +156,9 @@ def _max_pool_forward(x, size):
 def _max_pool_backward(size, residuals, dy):
     x, y = residuals
     (batch, height, width, channels), (rows, columns) = x.shape, y.shape[1:3]
-    windows = x[:, : rows * size, : columns * size].reshape(batch, rows, size, columns, size, channels)
+    windows = x[:, : rows * size, : columns * size].reshape(
+        batch, rows, size, columns, size, channels
+    )
     taken = jnp.zeros(y.shape, bool)
     parts = []
     for i in range(size):

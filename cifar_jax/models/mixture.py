@@ -38,8 +38,12 @@ class Mixture(nn.Module):
         return Dense(self.num_classes, dtype=self.dtype, name="fc2")(x)
 
     def mixture_block(self, x, train, width, pool, name):
-        weights = nn.relu(Dense(self.branches, dtype=self.dtype, name=f"{name}_gate")(x.mean((1, 2))))  # [B, K]
-        x = Conv(self.branches * width, dtype=self.dtype, name=f"{name}_conv")(x)  # [B, H, W, K * width]
+        weights = nn.relu(
+            Dense(self.branches, dtype=self.dtype, name=f"{name}_gate")(x.mean((1, 2)))
+        )  # [B, K]
+        x = Conv(self.branches * width, dtype=self.dtype, name=f"{name}_conv")(
+            x
+        )  # [B, H, W, K * width]
         x = nn.relu(BatchNorm(dtype=self.dtype, name=f"{name}_bn")(x, train))
         if pool:
             x = max_pool(x, 2)

@@ -21,7 +21,9 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         def unit(x, width, name, padding=1, pool=False):
-            x = Conv(width, padding=padding, use_bias=False, dtype=self.dtype, name=f"{name}_conv")(x)
+            x = Conv(width, padding=padding, use_bias=False, dtype=self.dtype, name=f"{name}_conv")(
+                x
+            )
             if pool:
                 x = max_pool(x, 2)
             return nn.relu(BatchNorm(dtype=self.dtype, name=f"{name}_bn")(x, train))
