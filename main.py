@@ -20,22 +20,26 @@ def parse(argv):
     try:
         rest = flags.FLAGS(argv)
         if CONFIG.value is None:
-            raise ValueError(
-                "name a config, such as --config=configs/resnet.py (or quickstart, which needs no data)"
-            )
+            raise ValueError("name a config, such as --config=configs/quickstart.py")
+        _ = CONFIG.value.is_locked  # a config that could not be loaded raises here
         if WORKDIR.value is None and MODE.value != "summary":
             raise ValueError("name a folder for the run with --workdir=DIR")
         if rest[1:]:
             raise ValueError(f"unexpected argument {rest[1]!r}")
-    except (flags.Error, ValueError, TypeError, AttributeError, KeyError, OSError) as error:
-        refuse(error)
+    except (AttributeError, KeyError) as error:
+        named = str(error).replace("\\n", " ").replace("\\", "").strip("\"'")
+        refuse(f"the config has no such field: {named}")
+    except (flags.Error, ValueError, TypeError, OSError) as error:
+        text = str(error)
+        if "Traceback" in text:  # raised by the config file: its last line says why
+            text = text.strip().splitlines()[-1]
+        refuse(text)
     return rest
 
 
-def refuse(error):
+def refuse(text):
     """Say what is wrong with the input in one line and leave with code 2."""
-    text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
-    print(f"main.py: {text}", file=sys.stderr)
+    print("main.py:", " ".join(str(text).split()), file=sys.stderr)
     sys.exit(2)
 
 

@@ -64,9 +64,10 @@ def make_model(config, class_names):
 
 def make_augments(config):
     """(augment, normalize): the training transform, and its normalisation alone."""
+    augment = make_augment(**config.augment)
     if "normalize" not in config.augment.ops:
         raise InputError("config.augment.ops must hold 'normalize'")
-    return make_augment(**config.augment), make_augment(**{**config.augment, "ops": ("normalize",)})
+    return augment, make_augment(**{**config.augment, "ops": ("normalize",)})
 
 
 def load_data(config):

@@ -30,7 +30,7 @@ def init_state(key, model, tx, image_shape=(32, 32, 3)):
 
 
 def shuffled(key, positions, n):
-    """Which example stands at each of `positions` (int32, 0..n-1) of a random order of n examples.
+    """Which example stands at each of `positions` (int32, modulo n) of a random order of n examples.
 
     A Feistel network of four rounds on the next even power of two, walked until the result is below n: a
     pseudo-random permutation that costs the batch's size, not n, so that a step needs no stored order.
@@ -53,7 +53,7 @@ def shuffled(key, positions, n):
     def walk(value):
         return jnp.where(value >= n, encrypt(value), value)
 
-    start = encrypt(positions.astype(jnp.uint32))
+    start = encrypt(positions.astype(jnp.uint32) % n)  # a start beyond n might walk for ever
     return lax.while_loop(lambda v: (v >= n).any(), walk, start).astype(jnp.int32)
 
 

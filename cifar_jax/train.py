@@ -36,6 +36,12 @@ def train_and_evaluate(config, workdir):
         run.restore()
         status = run.train(interruption)
         result = run.finish(status)
+    if status == "diverged":
+        print(
+            f"diverged after step {result['steps']}: the loss or the state is not finite; try a lower learning "
+            "rate (config.schedule.peak_lr) or clipping (config.optim.clip_norm)",
+            file=sys.stderr,
+        )
     return result
 
 

@@ -28,12 +28,12 @@ def get_config(variant=""):
     )
     c.augment.random_flip = {"p": 0.5}
     c.augment.random_brightness_contrast = {"brightness": 0.2, "contrast": 0.2, "p": 0.2}
-    # the original wrote scale_limit=(0.9, 1.1), to which its library adds 1
+    # the original wrote scale_limit=(0.9, 1.1), to which its library adds 1; its border value 1 is red's alone
     c.augment.random_shift_scale_rotate = {
         "shift": 0.1,
         "scale": (1.9, 2.1),
         "degrees": 7.0,
-        "fill": 1.0,
+        "fill": (1.0, 0.0, 0.0),
         "p": 0.5,
     }
     c.augment.coarse_dropout = {"min_size": 2, "max_size": 5, "fill": 0.0, "p": 0.5}

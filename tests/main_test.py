@@ -1,0 +1,441 @@
+"""The program as a user runs it: whole runs on the embedded digits in processes of their own."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+QUICK = ("--config=configs/quickstart.py", "--config.model.widths=4,8,8,8", "--config.epochs=3")
+TIMES = ("seconds", "images_per_second")
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """One compilation cache for all processes of the session."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def program(cache):
+    """start(*arguments, devices=1) -> a running main.py."""
+    running = []
+
+    def start(*arguments, devices=1):
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        }
+        process = subprocess.Popen(
+            [sys.executable, "main.py", *map(str, arguments)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def finish(process, code=0):
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == code, (out, err)
+    return out, err
+
+
+def metrics(workdir):
+    """metrics.jsonl without what a clock wrote."""
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if k not in TIMES} for r in records]
+
+
+def result(workdir):
+    return json.loads((workdir / "result.json").read_text())
+
+
+def arrays(workdir):
+    """Every array of the latest checkpoint, read with Orbax alone: {path: numpy array}."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    step = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    out = {"step": step}
+    for item in ("model", "training"):
+        with ocp.StandardCheckpointer() as checkpointer:
+            path = workdir / "checkpoints" / str(step) / item
+            target = jax.tree.map(
+                lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device),
+                dict(checkpointer.metadata(path).item_metadata.tree),
+            )
+            tree = checkpointer.restore(path, target)
+        for key, value in jax.tree_util.tree_flatten_with_path(tree)[0]:
+            out[item + jax.tree_util.keystr(key)] = np.asarray(value)
+    return out
+
+
+def assert_same_run(a, b):
+    assert metrics(a) == metrics(b)
+    ours, theirs = arrays(a), arrays(b)
+    assert ours.keys() == theirs.keys()
+    for key in ours:
+        np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
+    first, second = result(a), result(b)
+    for key in ("status", "best", "last", "test", "per_class", "steps", "epochs", "dataset"):
+        assert first[key] == second[key]
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened in time"
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def reference(cache, tmp_path_factory):
+    """The workdir of one uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("reference") / "run"
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+    }
+    command = [sys.executable, "main.py", *QUICK, f"--workdir={workdir}"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return workdir
+
+
+def test_a_run_leaves_what_the_contract_says(reference):
+    for name in ("config.json", "metrics.jsonl", "result.json", "checkpoints", "report/index.html"):
+        assert (reference / name).exists(), name
+    records = [json.loads(line) for line in (reference / "metrics.jsonl").read_text().splitlines()]
+    assert [r["epoch"] for r in records] == [1, 2, 3]
+    fields = "epoch step lr train_loss train_accuracy eval_loss eval_accuracy eval_top3 eval_top5"
+    assert list(records[0]) == [*fields.split(), "images_per_second", "seconds"]
+    made = result(reference)
+    assert made["status"] == "done" and made["model"] == "resnet" and made["epochs"] == 3
+    assert made["steps"] == records[-1]["step"] == 72
+    best = min(records, key=lambda r: r["eval_loss"])
+    assert made["best"]["epoch"] == best["epoch"]
+    assert made["best"]["accuracy"] == best["eval_accuracy"] == made["test"]["accuracy"]
+    assert made["last"]["eval_loss"] == records[-1]["eval_loss"]
+    assert len(made["per_class"]) == 10
+    assert set(made["seconds"]) == {"compile", "train", "eval", "total"}
+    assert made["dataset"]["sizes"] == {"train": 1501, "test": 296}
+    assert {"jax", "flax", "optax", "python"} <= set(made["versions"])
+    config = json.loads((reference / "config.json").read_text())
+    assert config["config"]["model"]["widths"] == [4, 8, 8, 8]
+    # the best two and the latest are kept, no more
+    steps = {int(p.name) for p in (reference / "checkpoints").iterdir()}
+    assert best["step"] in steps and 72 in steps and len(steps) <= 3
+    assert not list(reference.rglob("*.part")) and not list(reference.rglob("*tmp*"))
+
+
+def test_evaluate_loads_the_best(reference, program):
+    out, _ = finish(program(*QUICK, f"--workdir={reference}", "--mode=evaluate"))
+    evaluation = json.loads((reference / "evaluation.json").read_text())
+    made = result(reference)
+    assert evaluation["accuracy"] == made["test"]["accuracy"]
+    assert evaluation["loss"] == pytest.approx(made["test"]["eval_loss"], rel=1e-6)
+    assert evaluation["epoch"] == made["best"]["epoch"]
+    assert f"accuracy {evaluation['accuracy']:.2f} %" in out
+
+
+def test_a_finished_run_says_so_and_changes_nothing(reference, program):
+    def state():
+        return {
+            p: p.stat().st_mtime_ns
+            for p in reference.rglob("*")
+            if p.is_file() and "evaluation" not in p.name
+        }
+
+    before = state()
+    out, _ = finish(program(*QUICK, f"--workdir={reference}"))
+    assert "finished" in out
+    assert state() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "moment", ["before the first save", "in epoch 2", "while saving", "after the last epoch"]
+)
+def test_kill_9_and_the_same_command_again(moment, reference, program, tmp_path):
+    workdir = tmp_path / "run"
+    first = program(*QUICK, f"--workdir={workdir}")
+    checkpoints = workdir / "checkpoints"
+    condition = {
+        "before the first save": lambda: (workdir / "config.json").exists(),
+        "in epoch 2": lambda: (checkpoints / "24").exists(),
+        "while saving": lambda: any(checkpoints.glob("*.orbax-checkpoint-tmp*")),
+        "after the last epoch": lambda: (checkpoints / "72").exists(),
+    }[moment]
+    wait_for(condition, first)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    assert not (workdir / "result.json").exists()
+    finish(program(*QUICK, f"--workdir={workdir}"))
+    assert_same_run(workdir, reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_within_the_epoch_and_the_run_goes_on(signum, reference, program, tmp_path):
+    workdir = tmp_path / "run"
+    first = program(*QUICK, f"--workdir={workdir}")
+    wait_for(lambda: (workdir / "checkpoints" / "24").exists(), first)
+    first.send_signal(signum)
+    finish(first, code=75)
+    stopped = result(workdir)
+    assert stopped["status"] == "interrupted" and 24 <= stopped["steps"] < 72
+    finish(program(*QUICK, f"--workdir={workdir}"))
+    assert_same_run(workdir, reference)
+
+
+@pytest.mark.slow
+def test_stop_after_and_going_on_is_the_uninterrupted_run(reference, program, tmp_path):
+    workdir = tmp_path / "run"
+    for epochs, steps in (("0.5", 12), ("2", 48)):
+        finish(program(*QUICK, f"--workdir={workdir}", f"--config.stop_after={epochs}"))
+        stopped = result(workdir)
+        assert stopped["status"] == "stopped" and stopped["steps"] == steps
+        assert stopped["last"]["epoch"] == float(epochs)
+    assert [r["epoch"] for r in metrics(workdir)] == [1, 2]
+    finish(program(*QUICK, f"--workdir={workdir}"))
+    assert_same_run(workdir, reference)
+
+
+@pytest.mark.slow
+def test_one_and_eight_devices_give_the_same_losses(reference, program, tmp_path):
+    finish(program(*QUICK, f"--workdir={tmp_path}/run", "--config.stop_after=1", devices=8))
+    ours, theirs = metrics(tmp_path / "run")[0], metrics(reference)[0]
+    assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_several_steps_a_call(program, tmp_path):
+    """What an accelerator does: the same epoch boundaries, resumable within."""
+    extra = (*QUICK, "--config.epochs=2", "--config.steps_per_call=7", "--config.batch_size=16")
+    extra = (*extra, "--config.model.widths=2,2,2,2")
+    finish(program(*extra, f"--workdir={tmp_path}/run", "--config.stop_after=0.11"))
+    assert result(tmp_path / "run")["steps"] == 10
+    finish(program(*extra, f"--workdir={tmp_path}/run"))
+    assert [r["step"] for r in metrics(tmp_path / "run")] == [94, 188]
+
+
+def test_validation_is_held_out_and_the_test_set_measured_once(program, tmp_path):
+    extra = (*QUICK, "--config.epochs=1", "--config.data.validation=200")
+    finish(program(*extra, "--config.schedule.pct_start=0.5", f"--workdir={tmp_path}/run"))
+    made = result(tmp_path / "run")
+    assert made["dataset"]["sizes"] == {"train": 1301, "validation": 200, "test": 296}
+    assert made["best"]["accuracy"] * 2 == pytest.approx(
+        round(made["best"]["accuracy"] * 2)
+    )  # of 200 images
+    assert made["test"]["accuracy"] * 2.96 == pytest.approx(round(made["test"]["accuracy"] * 2.96))
+
+
+@pytest.mark.slow
+def test_divergence_is_told_and_saves_nothing_bad(program, tmp_path):
+    workdir = tmp_path / "run"
+    out, err = finish(
+        program(
+            *QUICK,
+            f"--workdir={workdir}",
+            "--config.optim.name=sgd",
+            "--config.schedule.peak_lr=1e30",
+        ),
+        code=3,
+    )
+    assert result(workdir)["status"] == "diverged"
+    assert "learning rate" in err and "Traceback" not in err
+    for step in (workdir / "checkpoints").iterdir():
+        assert all(
+            np.isfinite(v).all() for k, v in arrays(workdir).items() if k.startswith("model")
+        ), step
+
+
+# ------------------------------------------------------------------------------------------------- bad input
+
+
+def refused(program, *arguments, says):
+    """Exit code 2 and one sentence that holds `says`."""
+    out, err = finish(program(*arguments), code=2)
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("main.py: "), err
+    assert says in lines[0], lines[0]
+
+
+BAD = {
+    "no config": (("--workdir=W",), "name a config"),
+    "unknown config file": (("--config=configs/alexnet.py", "--workdir=W"), "configs/alexnet.py"),
+    "a config that is a folder": (("--config=configs", "--workdir=W"), "configs"),
+    "unknown variant": (
+        ("--config=configs/mixture.py:wide", "--workdir=W"),
+        "no variant 'wide'; it has: sequential",
+    ),
+    "variant of a config without": (("--config=configs/vgg.py:x", "--workdir=W"), "no variant 'x'"),
+    "misspelt field": ((*QUICK, "--config.sed=3", "--workdir=W"), 'Did you mean "seed"'),
+    "misspelt nested field": ((*QUICK, "--config.optim.wd=3", "--workdir=W"), "wd"),
+    "wrong type": ((*QUICK, "--config.batch_size=many", "--workdir=W"), "many"),
+    "a fraction for a whole number": ((*QUICK, "--config.epochs=2.5", "--workdir=W"), "2.5"),
+    "unknown flag": ((*QUICK, "--epochs=2", "--workdir=W"), "epochs"),
+    "unknown mode": ((*QUICK, "--mode=fly", "--workdir=W"), "fly"),
+    "stray argument": ((*QUICK, "fast", "--workdir=W"), "unexpected argument 'fast'"),
+    "no workdir": (QUICK, "--workdir"),
+    "unknown model": (
+        (*QUICK, "--config.model.name=lenet", "--workdir=W"),
+        "unknown model 'lenet'",
+    ),
+    "unknown dataset": (
+        (*QUICK, "--config.data.name=mnist", "--workdir=W"),
+        "unknown dataset 'mnist'",
+    ),
+    "unknown optimizer": (
+        (*QUICK, "--config.optim.name=lion", "--workdir=W"),
+        "unknown optimizer 'lion'",
+    ),
+    "batch size 0": (
+        (*QUICK, "--config.batch_size=0", "--workdir=W"),
+        "batch_size must be at least 1",
+    ),
+    "batch larger than the data": (
+        (*QUICK, "--config.batch_size=2000", "--workdir=W"),
+        "more than the 1501",
+    ),
+    "no epochs": ((*QUICK, "--config.epochs=0", "--workdir=W"), "epochs must be at least 1"),
+    "unknown dtype": ((*QUICK, "--config.model.dtype=int4", "--workdir=W"), "unknown dtype 'int4'"),
+    "unknown augmentation": (
+        (*QUICK, "--config.augment.ops=blur,normalize", "--workdir=W"),
+        "augmentation 'blur'",
+    ),
+    "no normalisation": (
+        (*QUICK, "--config.augment.ops=random_crop", "--workdir=W"),
+        "must hold 'normalize'",
+    ),
+    "unwritable workdir": (
+        (*QUICK, "--workdir=/proc/nothing"),
+        "cannot write to workdir /proc/nothing",
+    ),
+    "evaluating nothing": ((*QUICK, "--workdir=W", "--mode=evaluate"), "holds no run"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence(case, program, tmp_path):
+    arguments, says = BAD[case]
+    refused(program, *(a.replace("=W", f"={tmp_path}/w") for a in arguments), says=says)
+
+
+def test_a_workdir_that_is_a_file(program, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    refused(program, *QUICK, f"--workdir={tmp_path}/file", says="cannot write to workdir")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_workdir_with_another_run_is_left_alone(reference, program):
+    before = (reference / "metrics.jsonl").read_bytes()
+    refused(
+        program,
+        *QUICK,
+        "--config.seed=7",
+        f"--workdir={reference}",
+        says="another config (seed is 0 there, 7 here)",
+    )
+    assert (reference / "metrics.jsonl").read_bytes() == before
+
+
+def test_damaged_cifar10_is_one_sentence(program, tmp_path):
+    """A truncated file and a pickle that wants to run something."""
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    extra = (
+        "--config=configs/resnet.py",
+        f"--config.data.dir={tmp_path}",
+        f"--workdir={tmp_path}/w",
+    )
+    (folder / "data_batch_1").write_bytes(b"\x80\x02}q\x00")
+    refused(program, *extra, says="data_batch_1 has 5 bytes where the official file has 31035704")
+    trap = tmp_path / "ran"
+    evil = b"cos\nsystem\n(S'touch " + str(trap).encode() + b"'\ntR."
+    (folder / "data_batch_1").write_bytes(evil.ljust(31035704, b"\x00"))
+    refused(program, *extra, says="data_batch_1 differs from the official file")
+    assert not trap.exists()
+
+
+# ----------------------------------------------------------------------------------------------- other modes
+
+
+@pytest.mark.parametrize(
+    ("config", "total"),
+    [
+        ("vgg", "2,882,474"),
+        ("convnet", "2,791,434"),
+        ("resnet", "6,573,120"),
+        ("mixture", "4,796,649"),
+        ("mixture:sequential", "7,941,594"),
+        ("dilated", "2,034,040"),
+    ],
+)
+def test_summary(config, total, program):
+    name, _, variant = config.partition(":")
+    path = f"configs/{name}.py" + (f":{variant}" if variant else "")
+    out, _ = finish(program(f"--config={path}", "--mode=summary"))
+    assert out.splitlines()[-1] == f"Total params: {total}"
+    if name == "resnet":
+        assert any(
+            line.split() == ["prep_conv", "32", "x", "32", "x", "64", "1,728"]
+            for line in out.splitlines()
+        )
+
+
+def test_data_mode_counts_and_draws(program, tmp_path):
+    out, _ = finish(program(*QUICK, f"--workdir={tmp_path}", "--mode=data"))
+    assert "1,501" in out and "296" in out
+    for name in ("counts", "samples", "augmented"):
+        assert (tmp_path / "data" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+# ------------------------------------------------------------------------------------------------ real CIFAR-10
+
+
+@pytest.mark.cifar10
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vgg", "convnet", "resnet", "mixture", "dilated"])
+def test_each_system_takes_steps_on_cifar10(name, cifar10_dir, program, tmp_path):
+    """A few steps of the real recipe on the real images, stopped within the first epoch: finite and learning."""
+    fraction = {"vgg": 0.02, "convnet": 0.02, "resnet": 0.021, "mixture": 0.005, "dilated": 0.005}[
+        name
+    ]
+    extra = (
+        f"--config=configs/{name}.py",
+        f"--config.data.dir={cifar10_dir}",
+        f"--config.stop_after={fraction}",
+        f"--workdir={tmp_path}/run",
+        "--config.report=False",
+    )
+    finish(program(*extra))
+    made = result(tmp_path / "run")
+    assert made["dataset"]["sizes"] == {"train": 50000, "test": 10000}
+    assert made["status"] == "stopped" and made["steps"] >= 2
+    assert 1.0 < made["last"]["eval_loss"] < 60.0
