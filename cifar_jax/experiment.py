@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
@@ -57,9 +58,17 @@ class Experiment:
         return init(jax.random.key(self.config.seed))
 
 
-def make_model(config, class_names):
-    """The config's flax module."""
-    return create_model(**config.model, num_classes=len(class_names))
+def make_model(config, class_names, image_shape=(32, 32, 3)):
+    """The config's flax module; InputError if its fields do not make a network for such images."""
+    model = create_model(**config.model, num_classes=len(class_names))
+    try:
+        jax.eval_shape(
+            lambda x: model.init(jax.random.key(0), x, train=False), jnp.zeros((1, *image_shape))
+        )
+    except (ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"model {config.model.name!r} cannot be built: {reason}") from error
+    return model
 
 
 def make_augments(config):

@@ -73,12 +73,11 @@ def draw_per_class(per_class):
     bars = axes.bar(names, values, color=TRAIN_COLOR, width=0.72)
     axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=9)
     mean = float(np.mean(values))
-    axes.axhline(mean, color=EVAL_COLOR, linestyle="--", linewidth=1, label=f"mean {mean:.2f} %")
-    low = max(0.0, 10 * np.floor((min(values) - 10) / 10))
-    axes.set(ylabel="accuracy (%)", title="Accuracy by class, test images", ylim=(low, 104))
+    axes.axhline(mean, color=EVAL_COLOR, linestyle="--", linewidth=1.2)
+    axes.set(ylabel="accuracy (%)", ylim=(0, 107), yticks=range(0, 101, 20))
+    axes.set_title(f"Accuracy by class, test images (dashed: mean, {mean:.2f} %)")
     axes.grid(axis="x", visible=False)
-    axes.tick_params(axis="x", rotation=30 if max(map(len, names)) > 3 else 0)
-    axes.legend(loc="upper left", bbox_to_anchor=(0.0, -0.22), borderaxespad=0.0)
+    _slant(axes, names)
     return figure
 
 
@@ -104,9 +103,7 @@ def draw_confusion(confusion, class_names):
                 color=color,
                 fontweight=weight,
             )
-    axes.set_xticks(
-        range(len(class_names)), class_names, rotation=40, ha="right", rotation_mode="anchor"
-    )
+    _slant(axes, class_names)
     axes.set_yticks(range(len(class_names)), class_names)
     axes.set(xlabel="predicted class", ylabel="true class", title="Confusion matrix, test images")
     axes.grid(visible=False)
@@ -154,7 +151,7 @@ def draw_grid(grid, row_names, title, column_names=None, scale=0.62):
         for j in range(columns):
             y, x = i * (height + gap), j * (width + gap)
             canvas[y : y + height, x : x + width] = grid[i, j]
-    figure = _figure(1.2 + scale * columns, 0.7 + scale * rows)
+    figure = _figure(1.6 + scale * columns, 0.7 + scale * rows)
     axes = figure.subplots()
     axes.imshow(canvas, interpolation="nearest")
     axes.set_yticks([i * (height + gap) + height / 2 for i in range(rows)], row_names)
@@ -181,9 +178,7 @@ def draw_counts(counts, class_names):
             places, values, width * 0.92, label=split, color=(TRAIN_COLOR, EVAL_COLOR, ACCENT)[k]
         )
         axes.bar_label(bars, fontsize=7, padding=1, fmt="%d")
-    axes.set_xticks(
-        range(len(class_names)), class_names, rotation=30 if max(map(len, class_names)) > 3 else 0
-    )
+    _slant(axes, class_names)
     axes.set(ylabel="images", title="Images by class")
     axes.grid(axis="x", visible=False)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -277,6 +272,16 @@ def write_report(
     part = path.with_name(".index.html.part")
     part.write_text(page)
     part.replace(path)
+
+
+def _slant(axes, names):
+    """Turn the class names under an axis so that long ones do not touch."""
+    turned = (
+        {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
+        if max(map(len, names)) > 3
+        else {}
+    )
+    axes.set_xticks(range(len(names)), names, **turned)
 
 
 def _number(value):

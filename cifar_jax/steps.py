@@ -37,7 +37,7 @@ def shuffled(key, positions, n):
     """
     bits = max(1, -(-(n - 1).bit_length() // 2))  # of each half
     mask = jnp.uint32((1 << bits) - 1)
-    round_keys = random.bits(key, (4,))
+    round_keys = random.bits(key, (4,), jnp.uint32)
 
     def encrypt(value):
         left, right = value >> bits, value & mask
