@@ -1,4 +1,5 @@
-"""Train and use CIFAR-10 convnets: python main.py --config=configs/resnet.py --workdir=runs/resnet [--mode=train]"""
+"""Train and use CIFAR-10 convnets: python main.py --config=configs/resnet.py --workdir=runs/resnet
+[--mode=train]"""
 
 import os
 import sys

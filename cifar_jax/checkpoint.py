@@ -1,6 +1,8 @@
-"""Checkpoints of a run: the best evaluation loss and the latest, with Orbax. The only file that says orbax.
+"""Checkpoints of a run: the best evaluation loss and the latest, with Orbax. The only file that
+says orbax.
 
-A checkpoint is three items: `model` (params, batch_stats: all that evaluation needs), `training` (step, optimizer
+A checkpoint is three items: `model` (params, batch_stats: all that evaluation needs), `training`
+(step, optimizer
 state, key, the sums of the epoch under way) and `meta` (JSON).
 """
 
@@ -23,7 +25,8 @@ def _eval_loss(metrics):
 
 
 class Checkpoints:
-    """The checkpoints of one run, by global step. Saving is asynchronous: use it as a context manager.
+    """The checkpoints of one run, by global step. Saving is asynchronous: use it as a context
+    manager.
 
     Every restored array gets `sharding`, so a run may move to another number of devices.
     """
@@ -92,7 +95,8 @@ class Checkpoints:
         return state.replace(params=model["params"], batch_stats=model["batch_stats"])
 
     def restore(self, step, state, epoch_metrics):
-        """(state, epoch_metrics, meta) of checkpoint `step`; the arguments give structure, shapes and dtypes."""
+        """(state, epoch_metrics, meta) of checkpoint `step`; the arguments give structure, shapes
+        and dtypes."""
         training = {
             "step": state.step,
             "opt_state": state.opt_state,

@@ -1,7 +1,10 @@
-"""Bytes on disk -> Dataset. CIFAR-10 from its official files, from TFDS without TensorFlow, or from its home.
+"""Bytes on disk -> Dataset. CIFAR-10 from its official files, from TFDS without TensorFlow, or
+from its home.
 
-Every official file is checked against its md5 before anything in it is interpreted; archives are read member by
-member and never extracted; pickles go through a reader that knows only the three numpy names they need. Whatever the
+Every official file is checked against its md5 before anything in it is interpreted; archives are
+read member by
+member and never extracted; pickles go through a reader that knows only the three numpy names they
+need. Whatever the
 source, the images come in the official order.
 """
 
@@ -70,8 +73,10 @@ class Dataset(struct.PyTreeNode):
 def load(name, data_dir, split):
     """The `split` ('train' or 'test') of 'cifar10' or 'digits' as a Dataset of numpy arrays.
 
-    `data_dir` is the folder that holds CIFAR-10 in any of its forms (or that form itself), and where a download goes;
-    'digits' needs none. Raises InputError, one sentence, for an unknown name or split, missing or damaged data.
+    `data_dir` is the folder that holds CIFAR-10 in any of its forms (or that form itself), and
+    where a download goes;
+    'digits' needs none. Raises InputError, one sentence, for an unknown name or split, missing or
+    damaged data.
     """
     if name not in CLASS_NAMES:
         raise InputError(f"unknown dataset {name!r}; choose one of {', '.join(CLASS_NAMES)}")
@@ -85,7 +90,8 @@ def load(name, data_dir, split):
 
 
 def hold_out(dataset, size, seed):
-    """Split off `size` examples drawn by `seed`: (the rest, the validation set), both in their old order."""
+    """Split off `size` examples drawn by `seed`: (the rest, the validation set), both in their old
+    order."""
     if not 0 < size < len(dataset):
         raise InputError(
             f"data.validation must be between 1 and {len(dataset) - 1} images, not {size}"
@@ -102,11 +108,13 @@ def fingerprint(dataset):
     return digest.hexdigest()
 
 
-# ---------------------------------------------------------------------------------------- embedded digits
+# ---------------------------------------------------------------------------------------- embedded
+# digits
 
 
 def _digits(split):
-    """scikit-learn's 1,797 handwritten digits, 8x8 grey, enlarged to 32x32x3; of each class every 6th is for testing."""
+    """scikit-learn's 1,797 handwritten digits, 8x8 grey, enlarged to 32x32x3; of each class every
+    6th is for testing."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -120,7 +128,8 @@ def _digits(split):
     return Dataset(np.ascontiguousarray(images[rows]), labels[rows])
 
 
-# ------------------------------------------------------------------------------------------------ CIFAR-10
+# ------------------------------------------------------------------------------------------------
+# CIFAR-10
 
 
 def _cifar10(root, split):
@@ -175,7 +184,8 @@ def _from_folder(folder, files, split):
 
 
 def _from_archive(archive, files, split):
-    """The split's members, in order, as (bytes, path): regular files of the expected name and size only."""
+    """The split's members, in order, as (bytes, path): regular files of the expected name and size
+    only."""
     wanted, found, total = _names(files, split), {}, 0
     try:
         with tarfile.open(archive, "r|gz") as tar:
@@ -206,7 +216,8 @@ def _from_archive(archive, files, split):
 
 
 class _BatchUnpickler(pickle.Unpickler):
-    """Unpickles exactly what the official python batches are made of; any other name is refused, nothing runs."""
+    """Unpickles exactly what the official python batches are made of; any other name is refused,
+    nothing runs."""
 
     ALLOWED = {
         ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
@@ -221,7 +232,8 @@ class _BatchUnpickler(pickle.Unpickler):
 
 
 def _unpickle(data, place):
-    """(images [10000, 32, 32, 3], labels [10000]) of one python batch; InputError if it is anything else."""
+    """(images [10000, 32, 32, 3], labels [10000]) of one python batch; InputError if it is
+    anything else."""
     try:
         batch = _BatchUnpickler(io.BytesIO(data), encoding="bytes").load()
         images, labels = batch[b"data"], np.array(batch[b"labels"], np.int32)
@@ -279,15 +291,17 @@ def _check(dataset, split):
         )
     if list(counts) != [0] + [PER_CLASS[split]] * 10 + [0]:
         raise InputError(
-            f"the CIFAR-10 {split} labels are not {PER_CLASS[split]} of each class; get the data again"
+            f"the CIFAR-10 {split} labels are not {PER_CLASS[split]} of each class; "
+            "get the data again"
         )
 
 
-# ---------------------------------------------------------------------------------------------------- TFDS
+# -------------------------------------------------------------------------------------------- TFDS
 
 
 def _prepared(root):
-    """The newest prepared version folder of cifar10 under a TFDS data folder (or that folder itself), or None."""
+    """The newest prepared version folder of cifar10 under a TFDS data folder (or that folder
+    itself), or None."""
     found = [
         info.parent
         for place in (root / "cifar10", root)
@@ -298,7 +312,8 @@ def _prepared(root):
 
 
 def _tfds(folder, split):
-    """Read a prepared array_record folder (the stock one is shuffled; ids like train_16399 give the official order)."""
+    """Read a prepared array_record folder (the stock one is shuffled; ids like train_16399 give
+    the official order)."""
     import tensorflow_datasets as tfds
 
     try:
@@ -340,18 +355,20 @@ def _answers(url):
 
 
 def _download(root, looked):
-    """Fetch the binary archive from URL and prepare it as TFDS does, in root/cifar10/VERSION; returns that folder."""
+    """Fetch the binary archive from URL and prepare it as TFDS does, in root/cifar10/VERSION;
+    returns that folder."""
     trouble = _answers(URL)
     if trouble:
         raise InputError(
-            f"CIFAR-10 not found (looked for {looked}) and {URL} is out of reach ({trouble}): put any of these files "
-            "there and name the folder with --config.data.dir=DIR, or run the embedded default, "
-            "--config=configs/quickstart.py"
+            f"CIFAR-10 not found (looked for {looked}) and {URL} is out of reach ({trouble}): "
+            "put any of these files there and name the folder with --config.data.dir=DIR, or run "
+            "the embedded default, --config=configs/quickstart.py"
         )
     import tensorflow_datasets as tfds
 
     class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        """CIFAR-10 as the stock TFDS builder lays it out, but in the official order and without TensorFlow."""
+        """CIFAR-10 as the stock TFDS builder lays it out, but in the official order and without
+        TensorFlow."""
 
         name = "cifar10"
         VERSION = tfds.core.Version("3.0.2")

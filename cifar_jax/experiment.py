@@ -1,4 +1,5 @@
-"""A config made into the pieces of a run: data on the devices, model, schedules, optimizer, step, evaluation.
+"""A config made into the pieces of a run: data on the devices, model, schedules, optimizer, step,
+evaluation.
 
 Every mode starts here; below this file nothing knows the ConfigDict.
 """
@@ -29,7 +30,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What a run is made of. The datasets lie whole on every device; `validation` is None unless one is held out."""
+    """What a run is made of. The datasets lie whole on every device; `validation` is None unless
+    one is held out."""
 
     config: ConfigDict
     mesh: jax.sharding.Mesh
@@ -91,7 +93,8 @@ def load_data(config):
 
 
 def make_experiment(config):
-    """Load the data, put it on the devices and build everything a run needs. Raises InputError for a bad config."""
+    """Load the data, put it on the devices and build everything a run needs. Raises InputError for
+    a bad config."""
     _check(config)
     mesh = sharding.make_mesh()
     sharding.check_batch_size(config.batch_size, mesh)
@@ -156,9 +159,11 @@ def make_experiment(config):
 
 
 def sample_images(train, augment, normalization, class_names, seed, columns=10):
-    """What report.draw_samples draws: training images by class, and a few under the augmentation, as uint8 numpy.
+    """What report.draw_samples draws: training images by class, and a few under the augmentation,
+    as uint8 numpy.
 
-    by_class [C, columns, H, W, 3]; augmented [8, columns, H, W, 3], the original first; augmented_names [8].
+    by_class [C, columns, H, W, 3]; augmented [8, columns, H, W, 3], the original first;
+    augmented_names [8].
     `normalization` (mean, std) is undone for the eye.
     """
     images, labels = np.asarray(train.images), np.asarray(train.labels)

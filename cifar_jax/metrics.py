@@ -9,7 +9,8 @@ TOP = (1, 3, 5)
 
 
 class Metrics(struct.PyTreeNode):
-    """Sums over images: count, loss, hits [3] (top-1, top-3, top-5), confusion [C, C] (true, predicted)."""
+    """Sums over images: count, loss, hits [3] (top-1, top-3, top-5), confusion [C, C] (true,
+    predicted)."""
 
     count: jax.Array
     loss: jax.Array
@@ -27,7 +28,8 @@ class Metrics(struct.PyTreeNode):
         return jax.tree.map(jnp.add, self, other)
 
     def summary(self):
-        """Means as floats: loss (nats an image), accuracy, top3, top5 (percent). Fetches from the device."""
+        """Means as floats: loss (nats an image), accuracy, top3, top5 (percent). Fetches from the
+        device."""
         m = jax.device_get(self)
         top1, top3, top5 = (100.0 * float(h) / max(float(m.count), 1.0) for h in m.hits)
         return {
@@ -39,7 +41,8 @@ class Metrics(struct.PyTreeNode):
 
 
 def per_example_loss(logits, labels, label_smoothing=0.0):
-    """Cross-entropy [B] of logits [B, C] (or log-probabilities) against labels [B], with uniform label smoothing."""
+    """Cross-entropy [B] of logits [B, C] (or log-probabilities) against labels [B], with uniform
+    label smoothing."""
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     if label_smoothing:
         uniform = -jax.nn.log_softmax(logits).mean(-1)
@@ -48,9 +51,11 @@ def per_example_loss(logits, labels, label_smoothing=0.0):
 
 
 def measure(logits, labels, loss, weight=None):
-    """Metrics of one batch: logits [B, C], labels [B], per-example loss [B], weight [B] (0 leaves an image out).
+    """Metrics of one batch: logits [B, C], labels [B], per-example loss [B], weight [B] (0 leaves
+    an image out).
 
-    A label's rank counts the classes with a larger logit, ties broken by the smaller class number; a row with a
+    A label's rank counts the classes with a larger logit, ties broken by the smaller class number;
+    a row with a
     non-finite logit is a miss.
     """
     num_classes = logits.shape[-1]

@@ -1,6 +1,7 @@
 """Learning-rate schedules and the optimizer chain, each equal to its torch.optim counterpart.
 
-A schedule maps a step (0, 1, ...) to a number. The chain's order is PyTorch's: clip, then coupled L2 weight decay,
+A schedule maps a step (0, 1, ...) to a number. The chain's order is PyTorch's: clip, then coupled
+L2 weight decay,
 then the moments, then the learning rate.
 """
 
@@ -19,7 +20,8 @@ Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Schedules:
-    """What changes over a run: learning rate; optionally momentum (Adam's beta1), weight decay, fresh moments.
+    """What changes over a run: learning rate; optionally momentum (Adam's beta1), weight decay,
+    fresh moments.
 
     `restarts` are the steps at which the optimizer's moments start again from zero.
     """
@@ -36,14 +38,16 @@ def constant(value):
 
 
 def linear_ramp(start, end, steps):
-    """From start at step 0 to end at step `steps` - 1 in equal differences (a learning-rate range test)."""
+    """From start at step 0 to end at step `steps` - 1 in equal differences (a learning-rate range
+    test)."""
     return lambda step: (
         start + (end - start) * jnp.minimum(jnp.asarray(step, float) / max(steps - 1, 1), 1.0)
     )
 
 
 def exponential_ramp(start, end, steps):
-    """From start at step 0 to end at step `steps` - 1 in equal ratios (a learning-rate range test)."""
+    """From start at step 0 to end at step `steps` - 1 in equal ratios (a learning-rate range
+    test)."""
     return lambda step: (
         start * (end / start) ** jnp.minimum(jnp.asarray(step, float) / max(steps - 1, 1), 1.0)
     )
@@ -82,7 +86,8 @@ def one_cycle(
 ):
     """The learning rate of torch.optim.lr_scheduler.OneCycleLR (two phases).
 
-    From peak_lr / div_factor up to peak_lr at step pct_start * total_steps - 1 (a fraction of a step is kept, as in
+    From peak_lr / div_factor up to peak_lr at step pct_start * total_steps - 1 (a fraction of a
+    step is kept, as in
     PyTorch), then down to peak_lr / div_factor / final_div_factor at step total_steps - 1.
     """
     low = peak_lr / div_factor
@@ -97,8 +102,10 @@ def one_cycle_momentum(base, maximum, total_steps, *, pct_start=0.3, anneal="cos
 def make_schedules(*, name, total_steps, steps_per_epoch, **kwargs):
     """Schedules by name from a config section.
 
-    'constant' (peak_lr); 'one_cycle' (peak_lr, pct_start, div_factor, final_div_factor, anneal, momentum: (base,
-    maximum) or None); 'phases' (epochs, peak_lr, weight_decay: a value for each phase; fresh moments between them);
+    'constant' (peak_lr); 'one_cycle' (peak_lr, pct_start, div_factor, final_div_factor, anneal,
+    momentum: (base,
+    maximum) or None); 'phases' (epochs, peak_lr, weight_decay: a value for each phase; fresh
+    moments between them);
     'linear_ramp' and 'exponential_ramp' (start_lr, peak_lr). Raises InputError for an unknown name.
     """
     if name == "constant":
@@ -161,11 +168,15 @@ def make_optimizer(
     b2=0.999,
     eps=1e-8,
 ):
-    """The optax chain of 'sgd', 'adam' (weight decay coupled: L2 added to the gradient) or 'adamw' (decoupled).
+    """The optax chain of 'sgd', 'adam' (weight decay coupled: L2 added to the gradient) or 'adamw'
+    (decoupled).
 
-    `schedule` is a Schedules or a plain learning-rate schedule; where it has a momentum or weight-decay schedule that
-    one takes the place of `momentum`/`b1` or `weight_decay`. Clipping acts on the loss gradient alone, before L2:
-    `clip_value` element by element, `clip_norm` by global norm. Raises InputError for an unknown name.
+    `schedule` is a Schedules or a plain learning-rate schedule; where it has a momentum or
+    weight-decay schedule that
+    one takes the place of `momentum`/`b1` or `weight_decay`. Clipping acts on the loss gradient
+    alone, before L2:
+    `clip_value` element by element, `clip_norm` by global norm. Raises InputError for an unknown
+    name.
     """
     if not isinstance(schedule, Schedules):
         schedule = Schedules(schedule)

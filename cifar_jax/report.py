@@ -34,7 +34,8 @@ def _figure(width, height):
 
 
 def draw_curves(records, learning_rate, steps_per_epoch, eval_name="test"):
-    """Loss, accuracy and learning rate against the epoch; `records` as in metrics.jsonl, learning_rate [steps]."""
+    """Loss, accuracy and learning rate against the epoch; `records` as in metrics.jsonl,
+    learning_rate [steps]."""
     figure = _figure(10, 3.2)
     left, middle, right = figure.subplots(1, 3)
     epochs = [r["epoch"] for r in records]
@@ -82,7 +83,8 @@ def draw_per_class(per_class):
 
 
 def draw_confusion(confusion, class_names):
-    """Counts of true (rows) against predicted (columns) classes; mistakes are coloured on their own scale."""
+    """Counts of true (rows) against predicted (columns) classes; mistakes are coloured on their
+    own scale."""
     figure = _figure(6.6, 5.8)
     axes = figure.subplots()
     confusion = np.asarray(confusion)
@@ -113,7 +115,8 @@ def draw_confusion(confusion, class_names):
 
 
 def draw_mistakes(images, labels, logits, class_names, rows=4, columns=6):
-    """The wrongly classified images of which the model was most certain, with true and predicted names."""
+    """The wrongly classified images of which the model was most certain, with true and predicted
+    names."""
     probabilities = np.exp(logits - logits.max(-1, keepdims=True))
     probabilities /= probabilities.sum(-1, keepdims=True)
     predicted = probabilities.argmax(-1)
@@ -186,7 +189,8 @@ def draw_counts(counts, class_names):
 
 
 def draw_samples(samples, class_names):
-    """{name: figure} of the sample grid (a row a class) and the augmented grid (the original first)."""
+    """{name: figure} of the sample grid (a row a class) and the augmented grid (the original
+    first)."""
     augmented = samples["augmented"]
     columns = ["original", *[""] * (augmented.shape[1] - 1)]
     return {
@@ -226,10 +230,13 @@ def write_report(
     learning_rate,
     config,
 ):
-    """Draw a run: folder/*.png and folder/index.html, which holds all pictures and needs nothing else.
+    """Draw a run: folder/*.png and folder/index.html, which holds all pictures and needs nothing
+    else.
 
-    `result` and `records` as in result.json and metrics.jsonl; confusion [C, C], logits [N, C], images uint8
-    [N, H, W, 3] and labels [N] of the test split at the best checkpoint; samples as draw_samples takes them;
+    `result` and `records` as in result.json and metrics.jsonl; confusion [C, C], logits [N, C],
+    images uint8
+    [N, H, W, 3] and labels [N] of the test split at the best checkpoint; samples as draw_samples
+    takes them;
     learning_rate [steps]; config a nested dict.
     """
     steps_per_epoch = result["steps"] / result["epochs"] if result["epochs"] else 1
@@ -248,13 +255,13 @@ def write_report(
             }
         pictures = save(figures, folder)
     captions = {
-        "curves": f"Loss, accuracy and learning rate by epoch (train: as trained, with augmentation; {eval_name}: "
-        "evaluation mode)",
-        "per_class": "Share of each class's test images that the best checkpoint classifies rightly",
+        "curves": "Loss, accuracy and learning rate by epoch (train: with augmentation; "
+        f"{eval_name}: evaluation mode)",
+        "per_class": "Share of each class's test images that the best checkpoint gets right",
         "confusion": "True against predicted classes; only mistakes are coloured",
         "mistakes": "Where the best checkpoint is wrong and surest of it",
         "samples": "Ten training images of each class",
-        "augmented": "What the network is shown: each row one image and nine augmented versions of it",
+        "augmented": "What the network sees: each row one image and nine augmented versions",
     }
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"), autoescape=True

@@ -33,13 +33,15 @@ def make_shard_batch(mesh):
 
 
 def check_batch_size(batch_size, mesh):
-    """Raise InputError if the global batch does not divide over the devices, naming the nearest sizes that do."""
+    """Raise InputError if the global batch does not divide over the devices, naming the nearest
+    sizes that do."""
     n = mesh.size
     if batch_size % n:
         below, above = batch_size // n * n, (batch_size // n + 1) * n
         nearest = f"{below} and {above}" if below else f"{above}"
         raise InputError(
-            f"batch_size {batch_size} does not divide over {n} devices; the nearest sizes that do: {nearest}"
+            f"batch_size {batch_size} does not divide over {n} devices; "
+            f"the nearest sizes that do: {nearest}"
         )
 
 

@@ -1,4 +1,5 @@
-"""The experiment as pure functions: TrainState, one training step, one evaluation. No I/O, no config object."""
+"""The experiment as pure functions: TrainState, one training step, one evaluation. No I/O, no
+config object."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,8 @@ from cifar_jax.metrics import measure, per_example_loss
 
 
 class TrainState(struct.PyTreeNode):
-    """All that changes during training: step (int32), params, batch_stats, opt_state, key (the run's, constant)."""
+    """All that changes during training: step (int32), params, batch_stats, opt_state, key (the
+    run's, constant)."""
 
     step: jax.Array
     params: dict
@@ -30,10 +32,13 @@ def init_state(key, model, tx, image_shape=(32, 32, 3)):
 
 
 def shuffled(key, positions, n):
-    """Which example stands at each of `positions` (int32, modulo n) of a random order of n examples.
+    """Which example stands at each of `positions` (int32, modulo n) of a random order of n
+    examples.
 
-    A Feistel network of four rounds on the next even power of two, walked until the result is below n: a
-    pseudo-random permutation that costs the batch's size, not n, so that a step needs no stored order.
+    A Feistel network of four rounds on the next even power of two, walked until the result is
+    below n: a
+    pseudo-random permutation that costs the batch's size, not n, so that a step needs no stored
+    order.
     """
     bits = max(1, -(-(n - 1).bit_length() // 2))  # of each half
     mask = jnp.uint32((1 << bits) - 1)
@@ -73,12 +78,17 @@ def make_train_step(
     label_smoothing=0.0,
     shard=lambda batch: batch,
 ):
-    """One optimizer step as a pure function: step(state, dataset, size=batch_size) -> (state, Metrics).
+    """One optimizer step as a pure function: step(state, dataset, size=batch_size) -> (state,
+    Metrics).
 
-    Step t takes examples [i * batch_size, i * batch_size + size) of epoch t // steps_per_epoch's random order, i = t
-    modulo steps_per_epoch = ceil(num_examples / batch_size); the last batch of an epoch is smaller and needs its own
-    static `size`. Order, augmentation and dropout follow from (state.key, step) alone. `augment(key, u8 images)`
-    includes the normalisation; `reduction` of the loss is 'mean' or 'sum' over the batch; `shard` constrains the
+    Step t takes examples [i * batch_size, i * batch_size + size) of epoch t // steps_per_epoch's
+    random order, i = t
+    modulo steps_per_epoch = ceil(num_examples / batch_size); the last batch of an epoch is smaller
+    and needs its own
+    static `size`. Order, augmentation and dropout follow from (state.key, step) alone.
+    `augment(key, u8 images)`
+    includes the normalisation; `reduction` of the loss is 'mean' or 'sum' over the batch; `shard`
+    constrains the
     batch's sharding. Metrics are of the training-mode forward pass.
     """
     steps_per_epoch = -(-num_examples // batch_size)
@@ -120,9 +130,11 @@ def make_train_step(
 
 
 def repeat(step, num_steps, size):
-    """`num_steps` consecutive steps of `size` examples as one call: run(state, metrics, dataset) -> (state, metrics).
+    """`num_steps` consecutive steps of `size` examples as one call: run(state, metrics, dataset)
+    -> (state, metrics).
 
-    Adds to `metrics`. More than one step becomes a scan: fast on accelerators; on CPU XLA's convolution gradients are
+    Adds to `metrics`. More than one step becomes a scan: fast on accelerators; on CPU XLA's
+    convolution gradients are
     about 25 times slower inside a loop (measured), so run one step a call there.
     """
 
@@ -143,7 +155,8 @@ def repeat(step, num_steps, size):
 
 
 def make_predict(model, *, transform):
-    """predict(state, key, u8 images [B, H, W, 3]) -> logits float32 [B, num_classes], in evaluation mode."""
+    """predict(state, key, u8 images [B, H, W, 3]) -> logits float32 [B, num_classes], in
+    evaluation mode."""
 
     def predict(state, key, images):
         variables = {"params": state.params, "batch_stats": state.batch_stats}
@@ -154,9 +167,11 @@ def make_predict(model, *, transform):
 
 
 def make_evaluate(model, *, batch_size, transform, shard=lambda batch: batch):
-    """evaluate(state, dataset) -> (Metrics, logits [N, num_classes]); every image counts once at any batch size.
+    """evaluate(state, dataset) -> (Metrics, logits [N, num_classes]); every image counts once at
+    any batch size.
 
-    The last batch is filled up and its surplus masked out. `transform(key, u8 images)` normalises; where it is random
+    The last batch is filled up and its surplus masked out. `transform(key, u8 images)` normalises;
+    where it is random
     (an augmented test, as system 004's) it follows from (state.key, step).
     """
     predict = make_predict(model, transform=transform)

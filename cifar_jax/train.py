@@ -19,9 +19,11 @@ from cifar_jax.steps import repeat
 
 
 def train_and_evaluate(config, workdir):
-    """Train as `config` says, resuming if `workdir` holds this run; returns what is written to result.json.
+    """Train as `config` says, resuming if `workdir` holds this run; returns what is written to
+    result.json.
 
-    status: 'done'; 'stopped' (at config.stop_after); 'interrupted' (SIGTERM or SIGINT: the same command goes on);
+    status: 'done'; 'stopped' (at config.stop_after); 'interrupted' (SIGTERM or SIGINT: the same
+    command goes on);
     'diverged' (a non-finite loss or state). Raises InputError for bad input.
     """
     path = files.open_workdir(workdir, config.to_dict(), environment())
@@ -38,15 +40,16 @@ def train_and_evaluate(config, workdir):
         result = run.finish(status)
     if status == "diverged":
         print(
-            f"diverged after step {result['steps']}: the loss or the state is not finite; try a lower learning "
-            "rate (config.schedule.peak_lr) or clipping (config.optim.clip_norm)",
+            f"diverged after step {result['steps']}: the loss or the state is not finite; "
+            "lower the learning rate (config.schedule.peak_lr) or clip (config.optim.clip_norm)",
             file=sys.stderr,
         )
     return result
 
 
 def evaluate(config, workdir):
-    """Evaluate the best checkpoint in `workdir` on the test split; writes and returns evaluation.json."""
+    """Evaluate the best checkpoint in `workdir` on the test split; writes and returns
+    evaluation.json."""
     path = files.writable(workdir)
     files.check_config(
         path, config.to_dict(), (*files.FREE_FIELDS, "eval.augmented", "eval.batch_size")
@@ -74,7 +77,8 @@ def evaluate(config, workdir):
     kind = "augmented test" if config.eval.augmented else "test"
     print(
         f"{kind}: accuracy {evaluation['accuracy']:.2f} %  top-3 {evaluation['top3']:.2f} %  "
-        f"top-5 {evaluation['top5']:.2f} %  loss {evaluation['loss']:.4f}  (epoch {evaluation['epoch']:g})"
+        f"top-5 {evaluation['top5']:.2f} %  loss {evaluation['loss']:.4f}  "
+        f"(epoch {evaluation['epoch']:g})"
     )
     return evaluation
 
@@ -87,7 +91,8 @@ def per_class(metrics, class_names):
 
 
 class Interruption:
-    """While entered, SIGTERM and SIGINT only set `requested`; the loop looks at it between compiled calls."""
+    """While entered, SIGTERM and SIGINT only set `requested`; the loop looks at it between
+    compiled calls."""
 
     def __enter__(self):
         self.requested = False
@@ -167,7 +172,8 @@ class Run:
         return "done" if step == exp.total_steps else "stopped"
 
     def plan(self, step, end):
-        """The compiled calls (number of steps, size) from `step` to the end of its epoch or to `end`.
+        """The compiled calls (number of steps, size) from `step` to the end of its epoch or to
+        `end`.
 
         Calls begin at the same steps however often a run is interrupted.
         """
@@ -223,7 +229,8 @@ class Run:
                     self.state, self.metrics, exp.train
                 )
                 step += count
-                # looking at the call before keeps one call in flight: the device never waits for the host
+                # looking at the call before keeps one call in flight: the device never waits for
+                # the host
                 summary = previous.summary()
                 bar.update(count * size)
                 if math.isfinite(summary["loss"]):

@@ -7,12 +7,14 @@ import pathlib
 
 from cifar_jax import InputError
 
-# Fields that may differ when a run goes on: they change where, how far or how fast, not what is computed.
+# Fields that may differ when a run goes on: they change where, how far or how fast, not what is
+# computed.
 FREE_FIELDS = ("data.dir", "stop_after", "steps_per_call", "report")
 
 
 def write_json(path, value):
-    """Write JSON so that the file is always either the old or the new one, never a part. Non-finite becomes null."""
+    """Write JSON so that the file is always either the old or the new one, never a part.
+    Non-finite becomes null."""
     path = pathlib.Path(path)
     part = path.with_name(f".{path.name}.part")
     with open(part, "w") as file:
@@ -24,7 +26,8 @@ def write_json(path, value):
 
 
 def read_json(path):
-    """The JSON value in `path`, or None where there is no such file; InputError if it cannot be read."""
+    """The JSON value in `path`, or None where there is no such file; InputError if it cannot be
+    read."""
     try:
         return json.loads(pathlib.Path(path).read_text())
     except FileNotFoundError:
@@ -47,7 +50,8 @@ def writable(workdir):
 
 
 def open_workdir(workdir, config, environment):
-    """The path of `workdir`, made ready to train `config` (a nested dict) or checked to hold that run already.
+    """The path of `workdir`, made ready to train `config` (a nested dict) or checked to hold that
+    run already.
 
     Raises InputError if it cannot be written or holds a run with another config.
     """
@@ -103,7 +107,8 @@ def read_metrics(path, last_step=math.inf):
 
 
 def rewrite_metrics(path, records):
-    """Make metrics.jsonl hold exactly `records` (after a restart the lines past the checkpoint go)."""
+    """Make metrics.jsonl hold exactly `records` (after a restart the lines past the checkpoint
+    go)."""
     path = pathlib.Path(path)
     part = path.with_name(f".{path.name}.part")
     part.write_text("".join(_line(record) for record in records))

@@ -1,4 +1,5 @@
-"""Every field of a run, with its unit and default. The systems' configs start from this and state what differs.
+"""Every field of a run, with its unit and default. The systems' configs start from this and state
+what differs.
 
 A field is overridden on the command line: --config.epochs=10 --config.augment.random_crop.padding=2
 """
@@ -7,7 +8,8 @@ from ml_collections import ConfigDict, config_dict
 
 
 def get_config():
-    """The defaults as a ConfigDict; a system's config sets model.name, the recipe and the augmentation."""
+    """The defaults as a ConfigDict; a system's config sets model.name, the recipe and the
+    augmentation."""
     c = ConfigDict()
     c.seed = 0  # initial weights, order, augmentation, dropout: everything random follows from it
     c.epochs = 24  # passes over the training images; the schedule spans them

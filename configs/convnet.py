@@ -1,6 +1,7 @@
 """System 001, five convolutions: python main.py --config=configs/convnet.py --workdir=runs/convnet
 
-Original (iVishalr/cifar10-pytorch, 300 + 100 epochs): 87.27 % in its log (its README's 82 % was measured with
+Original (iVishalr/cifar10-pytorch, 300 + 100 epochs): 87.27 % in its log (its README's 82 % was
+measured with
 dropout on). Ours: see the README's table.
 """
 
@@ -21,7 +22,7 @@ def get_config(variant=""):
         "epochs": (300, 100),
         "peak_lr": (9.446932175584296e-4, 2.3570926966106847e-4),
         "weight_decay": (1.1257445443209662e-4, 2.1257445443209662e-4),
-        "from_best": True,  # a phase starts from the best checkpoint of the one before, with fresh moments
+        "from_best": True,  # a phase starts from the best checkpoint so far, with fresh moments
     }
     c.augment.ops = ("random_flip", "random_rotation", "color_jitter", "normalize")
     c.augment.random_flip = {"p": 0.5}

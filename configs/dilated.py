@@ -1,7 +1,9 @@
 """System 004, dilated net: python main.py --config=configs/dilated.py --workdir=runs/dilated
 
-Original (ShikhaERAV2/Session9, 150 epochs): 79.92 % in the last epoch, 80.84 % at most, on test images under the
-training augmentation, which zooms half of them by two. This config measures so too; for the clean test set:
+Original (ShikhaERAV2/Session9, 150 epochs): 79.92 % in the last epoch, 80.84 % at most, on test
+images under the
+training augmentation, which zooms half of them by two. This config measures so too; for the clean
+test set:
 --mode=evaluate --config.eval.augmented=False. Ours: see the README's table.
 """
 
@@ -28,7 +30,8 @@ def get_config(variant=""):
     )
     c.augment.random_flip = {"p": 0.5}
     c.augment.random_brightness_contrast = {"brightness": 0.2, "contrast": 0.2, "p": 0.2}
-    # the original wrote scale_limit=(0.9, 1.1), to which its library adds 1; its border value 1 is red's alone
+    # the original wrote scale_limit=(0.9, 1.1), to which its library adds 1; its border value 1 is
+    # red's alone
     c.augment.random_shift_scale_rotate = {
         "shift": 0.1,
         "scale": (1.9, 2.1),

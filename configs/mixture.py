@@ -1,7 +1,9 @@
 """System 003, dynamic mixture: python main.py --config=configs/mixture.py --workdir=runs/mixture
 
-Original (lasyaMundrathi/CIFAR-10-Image-Classification-with-Convolutional-Neural-Networks-CNN-, 50 epochs): 92.00 %.
-`configs/mixture.py:sequential` is the literal reading of its README, three convolutions in sequence in a block.
+Original (lasyaMundrathi/CIFAR-10-Image-Classification-with-Convolutional-Neural-Networks-CNN-, 50
+epochs): 92.00 %.
+`configs/mixture.py:sequential` is the literal reading of its README, three convolutions in
+sequence in a block.
 Ours: see the README's table.
 """
 

@@ -1,7 +1,9 @@
 """Keep results/ and the README's tables in step: python scripts/results_table.py [--add RUN ...]
 
---add copies a run's result.json, config and every epoch into results/NAME.json. Without it the tables between the
-README's <!-- results --> marks are written again from results/*.json; --check only says whether they are in step
+--add copies a run's result.json, config and every epoch into results/NAME.json. Without it the
+tables between the
+README's <!-- results --> marks are written again from results/*.json; --check only says whether
+they are in step
 (exit code 1 if not).
 """
 
@@ -15,7 +17,8 @@ RESULTS = ROOT / "results"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
-# What the originals state or log (test accuracy in percent): final figure, epochs, points of the curve by epoch.
+# What the originals state or log (test accuracy in percent): final figure, epochs, points of the
+# curve by epoch.
 ORIGINALS = {
     "vgg": {
         "project": "ZiadHelal/pytorch-cifar10",
@@ -39,7 +42,8 @@ ORIGINALS = {
         "curve": {1: 62.03, 5: 71.98, 10: 84.83, 15: 89.52, 20: 91.44, 24: 92.87},
     },
     "mixture": {
-        "project": "lasyaMundrathi/CIFAR-10-Image-Classification-with-Convolutional-Neural-Networks-CNN-",
+        "project": "lasyaMundrathi/CIFAR-10-Image-Classification-with-"
+        "Convolutional-Neural-Networks-CNN-",
         "params": 4_796_649,
         "accuracy": 92.00,
         "epochs": 50,
@@ -69,7 +73,9 @@ def add(run):
     """Copy a run into results/MODEL.json; returns the file written."""
     run = pathlib.Path(run)
     result = json.loads((run / "result.json").read_text())
-    config = json.loads((run / "config.json").read_text())["config"]
+    start = json.loads((run / "config.json").read_text())
+    config = start["config"]
+    result["commit"] = start["commit"]  # of the code that trained, not of the last look at the run
     config["data"].pop("dir")  # where the data lay on one machine says nothing
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     path = RESULTS / f"{result['model']}.json"
@@ -82,7 +88,7 @@ def tables():
     """The Markdown between the marks."""
     measured = {p.stem: json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))}
     lines = [
-        "| config | original project | parameters | original, test accuracy | ours, test accuracy |",
+        "| config | original project | parameters | original, accuracy | ours, accuracy |",
         "|---|---|--:|---|---|",
     ]
     for name, original in ORIGINALS.items():
@@ -90,8 +96,8 @@ def tables():
             f"{original['accuracy']:.2f} %{original.get('note', '')}, {original['epochs']} epochs"
         )
         lines.append(
-            f"| [{name}](configs/{name}.py) | {original['project']} | {original['params']:,} | {theirs} "
-            f"| {ours(measured.get(name), original)} |"
+            f"| [{name}](configs/{name}.py) | {original['project']} | {original['params']:,} "
+            f"| {theirs} | {ours(measured.get(name), original)} |"
         )
     lines += [
         "",
@@ -102,17 +108,19 @@ def tables():
     for name, original in ORIGINALS.items():
         for record in measured.get(name, {"records": []})["records"]:
             theirs = original["curve"].get(record["epoch"])
-            lines.append(
-                f"| {name} | {record['epoch']} | {'not stated' if theirs is None else f'{theirs:.2f}'} "
-                f"| {record['eval_accuracy']:.2f} | {record['train_accuracy']:.2f} |"
-            )
+            logged = "not stated" if theirs is None else f"{theirs:.2f}"
+            measures = f"{record['eval_accuracy']:.2f} | {record['train_accuracy']:.2f}"
+            lines.append(f"| {name} | {record['epoch']} | {logged} | {measures} |")
     lines += ["", "How these were measured (one run each, official data, `results/*.json`):", ""]
     for name, result in measured.items():
-        versions = result["versions"]
+        versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
+        commit, sha = (
+            (result["commit"] or "unknown")[:10],
+            result["dataset"]["sha256"]["train"][:12],
+        )
         lines.append(
-            f"- {name}: seed {result['seed']}, {result['device']}, jax {versions['jax']}, flax {versions['flax']}, "
-            f"Python {versions['python']}, commit {(result['commit'] or 'unknown')[:10]}, "
-            f"train sha256 {result['dataset']['sha256']['train'][:12]}"
+            f"- {name}: seed {result['seed']}, {result['device']}, {versions}, commit {commit}, "
+            f"train sha256 {sha}"
         )
     return "\n".join(lines)
 

@@ -1,4 +1,5 @@
-"""Each operation against Pillow, colorsys or numpy, value by value; the random ones also by distribution."""
+"""Each operation against Pillow, colorsys or numpy, value by value; the random ones also by
+distribution."""
 
 import colorsys
 import math
@@ -33,7 +34,8 @@ def pillow(images, function):
 
 
 def assert_levels(ours, theirs, share=0.0, levels=1):
-    """Equal to the level, but for `share` of the values, which may be off by `levels` (float rounding at a step)."""
+    """Equal to the level, but for `share` of the values, which may be off by `levels` (float
+    rounding at a step)."""
     difference = np.abs(np.asarray(ours, np.float64) - theirs)
     assert difference.max() <= levels
     assert (difference > 0).mean() <= share
@@ -61,7 +63,8 @@ def test_translate_is_pillows(images, rng):
 
 
 def reference_warp(image, degrees, scale, dy, dx, fill):
-    """OpenCV's definition in plain Python: the matrix of getRotationMatrix2D about the pixel centre (15.5, 15.5)
+    """OpenCV's definition in plain Python: the matrix of getRotationMatrix2D about the pixel
+    centre (15.5, 15.5)
     plus the shift, inverted, sampled bilinearly with a constant border, rounded."""
     angle = math.radians(degrees)
     a, b = scale * math.cos(angle), scale * math.sin(angle)
@@ -197,7 +200,8 @@ def ramp(n):
 
 
 def uniform_counts(values, choices):
-    """Assert that each of `choices` is drawn equally often, within 5 standard deviations, and nothing else is."""
+    """Assert that each of `choices` is drawn equally often, within 5 standard deviations, and
+    nothing else is."""
     counts = np.array([(values == c).sum() for c in choices])
     n, p = len(values), 1 / len(choices)
     assert counts.sum() == n

@@ -1,4 +1,5 @@
-"""Every test runs with 8 virtual CPU devices (unless it is a gpu test), strict rank promotion, warnings as errors."""
+"""Every test runs with 8 virtual CPU devices (unless it is a gpu test), strict rank promotion,
+warnings as errors."""
 
 import os
 import pathlib

@@ -1,4 +1,5 @@
-"""Sources of CIFAR-10: made-up files of the official shape everywhere, the real ones where CIFAR10_DIR names them."""
+"""Sources of CIFAR-10: made-up files of the official shape everywhere, the real ones where
+CIFAR10_DIR names them."""
 
 import contextlib
 import functools
@@ -64,7 +65,8 @@ def make_tar(path, folder, files, mode="w:gz"):
 
 @pytest.fixture
 def small(monkeypatch, rng):
-    """A made-up CIFAR-10: data's tables set to it; returns its files by form and the expected splits."""
+    """A made-up CIFAR-10: data's tables set to it; returns its files by form and the expected
+    splits."""
     monkeypatch.setattr(data, "PER_CLASS", {"train": 5 * N // 10, "test": N // 10})
     monkeypatch.setenv("HOME", "/nonexistent")
     splits = {}
@@ -194,7 +196,8 @@ def test_pickles_of_another_content_are_refused(value):
 
 
 def test_hostile_archives_write_nothing(small, tmp_path):
-    """Paths that climb, links and devices are passed over; a member of the right name must be a plain file."""
+    """Paths that climb, links and devices are passed over; a member of the right name must be a
+    plain file."""
     python, _, expected = small
     archive = tmp_path / "cifar-10-python.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
@@ -222,7 +225,8 @@ def test_an_archive_bomb_is_refused(small, tmp_path):
     with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz", compresslevel=1) as tar:
         member = tarfile.TarInfo("cifar-10-batches-py/zeros")
         member.size = 2**28 + 1
-        tar.addfile(member, open("/dev/zero", "rb"))
+        with open("/dev/zero", "rb") as zeros:
+            tar.addfile(member, zeros)
     with pytest.raises(InputError, match="unpacks to more than 256 MiB"):
         data.load("cifar10", tmp_path, "train")
 
@@ -277,7 +281,8 @@ def test_hold_out_takes_by_seed():
         data.hold_out(train, len(train), seed=0)
 
 
-# ------------------------------------------------------------------------------------------- network and TFDS
+# ------------------------------------------------------------------------------------------------
+# network and TFDS
 
 
 @contextlib.contextmanager
@@ -344,7 +349,8 @@ def test_a_damaged_download_is_refused(small, tmp_path, monkeypatch):
 
 
 def unreachable():
-    """Addresses that do not answer: a closed port, a name that cannot exist, a server that accepts and is silent."""
+    """Addresses that do not answer: a closed port, a name that cannot exist, a server that accepts
+    and is silent."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         closed = s.getsockname()[1]
@@ -378,14 +384,15 @@ def test_without_network_it_gives_up_in_ten_seconds_and_says_what_to_do(
 
 def test_tensorflow_is_never_imported():
     code = (
-        "import sys, tensorflow_datasets as tfds; from cifar_jax import data, train; data.load('digits', '', 'train');"
+        "import sys, tensorflow_datasets as tfds; from cifar_jax import data, train;"
+        "data.load('digits', '', 'train');"
         "print('tensorflow' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
 
 
-# --------------------------------------------------------------------------------------------------- the real data
+# ----------------------------------------------------------------------------------- the real data
 
 TRAIN_SHA256 = "f912919bdea371136f1aa4feed6beeca728015a5f08b1899a29c932a7e30be2b"
 TEST_SHA256 = "8193b3fbce55bec361cd1b8fd4880cb1649832dc4d6de6da1e7a21847a4843aa"
@@ -396,7 +403,8 @@ TEST_SHA256 = "8193b3fbce55bec361cd1b8fd4880cb1649832dc4d6de6da1e7a21847a4843aa"
     "form", ["python folder", "python archive", "binary folder", "binary archive"]
 )
 def test_official_data_in_every_form(form, cifar10_dir, tmp_path):
-    """The binary files made here from the python ones are the official ones, byte for byte (their md5 is checked)."""
+    """The binary files made here from the python ones are the official ones, byte for byte (their
+    md5 is checked)."""
     source = cifar10_dir / "cifar-10-batches-py"
     python = {name: (source / name).read_bytes() for name in data.PYTHON_FILES}
     binary = {}
@@ -424,7 +432,8 @@ def test_official_data_in_every_form(form, cifar10_dir, tmp_path):
 @pytest.mark.cifar10
 @pytest.mark.slow
 def test_official_data_through_tfds(cifar10_dir, tmp_path, monkeypatch):
-    """Download of the whole binary archive from a local server, prepared and read back: the same images in order."""
+    """Download of the whole binary archive from a local server, prepared and read back: the same
+    images in order."""
     python = {n: (cifar10_dir / "cifar-10-batches-py" / n).read_bytes() for n in data.PYTHON_FILES}
     binary = {
         f"{n}.bin": binary_batch(*data._unpickle(content, n)) for n, content in python.items()

@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -73,3 +75,10 @@ def test_only_sharding_says_mesh():
 
 def test_main_is_short():
     assert len((ROOT / "main.py").read_text().splitlines()) < 80
+
+
+@pytest.mark.parametrize("check", [["check"], ["format", "--check"]], ids=" ".join)
+def test_ruff_is_content(check):
+    command = [sys.executable, "-m", "ruff", *check, "."]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

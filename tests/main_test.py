@@ -228,7 +228,8 @@ def test_stop_after_and_going_on_is_the_uninterrupted_run(reference, program, tm
 
 @pytest.mark.slow
 def test_one_and_eight_devices_give_the_same_losses(program, tmp_path):
-    """The sum of the losses of the first five steps; and a run may go on on another number of devices."""
+    """The sum of the losses of the first five steps; and a run may go on on another number of
+    devices."""
     sums = {}
     for devices in (1, 8):
         workdir = tmp_path / str(devices)
@@ -283,7 +284,8 @@ def test_divergence_is_told_and_saves_nothing_bad(program, tmp_path):
         ), step
 
 
-# ------------------------------------------------------------------------------------------------- bad input
+# ------------------------------------------------------------------------------------------------
+# bad input
 
 
 def refused(program, *arguments, says):
@@ -395,7 +397,8 @@ def test_damaged_cifar10_is_one_sentence(program, tmp_path):
     assert not trap.exists()
 
 
-# ----------------------------------------------------------------------------------------------- other modes
+# ------------------------------------------------------------------------------------------------
+# other modes
 
 
 @pytest.mark.parametrize(
@@ -428,14 +431,16 @@ def test_data_mode_counts_and_draws(program, tmp_path):
         assert (tmp_path / "data" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-# ------------------------------------------------------------------------------------------------ real CIFAR-10
+# ------------------------------------------------------------------------------------------------
+# real CIFAR-10
 
 
 @pytest.mark.cifar10
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vgg", "convnet", "resnet", "mixture", "dilated"])
 def test_each_system_takes_steps_on_cifar10(name, cifar10_dir, program, tmp_path):
-    """A few steps of the real recipe on the real images, stopped within the first epoch: finite and learning."""
+    """A few steps of the real recipe on the real images, stopped within the first epoch: finite
+    and learning."""
     fraction = {"vgg": 0.02, "convnet": 0.02, "resnet": 0.021, "mixture": 0.005, "dilated": 0.005}[
         name
     ]

@@ -81,7 +81,8 @@ def test_one_cycle_in_float64_is_torchs_to_1e_12(x64):
 
 
 def test_published_values_of_the_two_recipes():
-    """systems.md: 002 goes 4.02e-4 -> 4.02e-2 at step 489 -> 4.02e-6 at 2351; 003 4e-5 -> 1e-3 at 5864 -> 4e-9."""
+    """systems.md: 002 goes 4.02e-4 -> 4.02e-2 at step 489 -> 4.02e-6 at 2351; 003 4e-5 -> 1e-3 at
+    5864 -> 4e-9."""
     resnet = one_cycle(
         4.02e-2, 2352, pct_start=5 / 24, div_factor=100.0, final_div_factor=100.0, anneal="linear"
     )

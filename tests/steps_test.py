@@ -41,7 +41,7 @@ def setup(batch_size=32, n=100, dtype="float32", **kwargs):
     return model, tx, step, init_state(jax.random.key(3), model, tx)
 
 
-# ------------------------------------------------------------------------------------------------------- order
+# ------------------------------------------------------------------------------------------- order
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 64, 100, 1501, 4096, 50000])
@@ -51,7 +51,8 @@ def test_shuffled_is_a_permutation(n):
 
 
 def test_shuffled_is_uniform():
-    """Over many keys every example stands at every place equally often, and neighbours are unrelated."""
+    """Over many keys every example stands at every place equally often, and neighbours are
+    unrelated."""
     n, keys = 50, 20000
     orders = np.asarray(
         jax.vmap(lambda k: shuffled(k, jnp.arange(n), n))(jax.random.split(jax.random.key(0), keys))
@@ -103,7 +104,7 @@ def test_an_epoch_sees_every_example_once(dataset):
     assert (first != second).any()
 
 
-# -------------------------------------------------------------------------------------------------------- step
+# -------------------------------------------------------------------------------------------- step
 
 
 def test_step_is_pure_and_counts(dataset):
@@ -150,8 +151,10 @@ def test_sum_reduction_is_batch_times_the_mean(dataset):
 
 
 def test_golden_first_step():
-    """Root mean squares after one step on fixed input, as this test gave them when the first version was complete
-    (CPU, jax 0.10.2). They change only if initialisation, order, augmentation, model, loss or optimizer do: then
+    """Root mean squares after one step on fixed input, as this test gave them when the first
+    version was complete
+    (CPU, jax 0.10.2). They change only if initialisation, order, augmentation, model, loss or
+    optimizer do: then
     say why in the commit that changes them."""
     rng = np.random.default_rng(7)
     images = jnp.asarray(rng.integers(0, 256, (100, 32, 32, 3), dtype=np.uint8))
@@ -195,7 +198,7 @@ def test_many_seeds_by_vmap_are_the_seeds_alone(dataset):
     )
 
 
-# -------------------------------------------------------------------------------------------------- evaluation
+# -------------------------------------------------------------------------------------- evaluation
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 32, 100, 512])
@@ -221,7 +224,7 @@ def test_augmented_evaluation_follows_the_step(dataset):
     assert (first != evaluate(state.replace(step=jnp.int32(9)), dataset)[1]).any()
 
 
-# ----------------------------------------------------------------------------------------------------- devices
+# ----------------------------------------------------------------------------------------- devices
 
 
 def losses(dataset, devices, sizes, float64=False):
@@ -250,7 +253,8 @@ def losses(dataset, devices, sizes, float64=False):
 
 @pytest.mark.parametrize("devices", [2, 8])
 def test_devices_do_not_change_the_losses(dataset, devices):
-    """Same seed: the same order and augmentation on any number of devices; BatchNorm over the whole batch."""
+    """Same seed: the same order and augmentation on any number of devices; BatchNorm over the
+    whole batch."""
     sizes = (32, 32, 32, 4) * 2
     np.testing.assert_allclose(
         losses(dataset, devices, sizes), losses(dataset, 1, sizes), rtol=1e-5
@@ -259,7 +263,8 @@ def test_devices_do_not_change_the_losses(dataset, devices):
 
 @pytest.mark.slow
 def test_devices_do_not_change_the_losses_over_many_steps(dataset):
-    """In float64, where no rounding can tip a near-tie of a max-pool (in float32 one does, sooner or later)."""
+    """In float64, where no rounding can tip a near-tie of a max-pool (in float32 one does, sooner
+    or later)."""
     with jax.enable_x64(True):
         sizes = (32, 32, 32, 4) * 6
         many, one = losses(dataset, 8, sizes, True), losses(dataset, 1, sizes, True)

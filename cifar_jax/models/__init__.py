@@ -1,4 +1,5 @@
-"""The model families by name. A model maps images [B, H, W, 3] to logits or log-probabilities [B, num_classes]."""
+"""The model families by name. A model maps images [B, H, W, 3] to logits or log-probabilities [B,
+num_classes]."""
 
 import jax.numpy as jnp
 
@@ -16,7 +17,8 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 def create_model(name, *, num_classes, dtype="float32", **kwargs):
     """A flax.linen module of MODELS computing in `dtype` (parameters and statistics stay float32).
 
-    `kwargs` are the family's own fields (widths, dropout, ...). Raises InputError for an unknown name, dtype or field.
+    `kwargs` are the family's own fields (widths, dropout, ...). Raises InputError for an unknown
+    name, dtype or field.
     """
     if name not in MODELS:
         raise InputError(f"unknown model {name!r}; choose one of {', '.join(MODELS)}")

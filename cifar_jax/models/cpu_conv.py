@@ -1,7 +1,9 @@
 """Convolution for one CPU: matrix products over pieces of the batch that fit in the cache.
 
-XLA's CPU convolutions lose their data to memory at CIFAR shapes, most of all in the weight gradient. Here each
-piece of a few images is unrolled to [pixels, k * k * C] (im2col) and multiplied; the gradients are matrix products
+XLA's CPU convolutions lose their data to memory at CIFAR shapes, most of all in the weight
+gradient. Here each
+piece of a few images is unrolled to [pixels, k * k * C] (im2col) and multiplied; the gradients are
+matrix products
 too. Equal to lax.conv_general_dilated up to rounding (tested in value and gradient).
 """
 
@@ -17,7 +19,8 @@ BUFFER_BYTES = (
 
 
 def _pieces(batch, height, width, depth, itemsize):
-    """Images a piece: the largest divisor of the batch whose unrolled buffer stays within BUFFER_BYTES."""
+    """Images a piece: the largest divisor of the batch whose unrolled buffer stays within
+    BUFFER_BYTES."""
     fit = max(1, BUFFER_BYTES // (height * width * depth * itemsize))
     return max(n for n in range(1, batch + 1) if batch % n == 0 and n <= fit)
 
@@ -38,7 +41,8 @@ def _unroll(x, k, padding, dilation, height, width):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv(x, kernel, padding, dilation):
-    """Stride-1 convolution: x [B, H, W, C], kernel [k, k, C, O] -> [B, H', W', O]; zeros outside the image."""
+    """Stride-1 convolution: x [B, H, W, C], kernel [k, k, C, O] -> [B, H', W', O]; zeros outside
+    the image."""
     (batch, height, width, channels), (k, _, _, features) = x.shape, kernel.shape
     height, width = (size + 2 * padding - dilation * (k - 1) for size in (height, width))
     matrix = kernel.reshape(-1, features)

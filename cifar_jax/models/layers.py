@@ -14,7 +14,8 @@ from cifar_jax.models import cpu_conv
 
 
 def uniform_fan_in(fan_in):
-    """Initializer U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's default for weights and biases alike."""
+    """Initializer U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's default for weights and biases
+    alike."""
     bound = fan_in**-0.5
 
     def init(key, shape, dtype=jnp.float32):
@@ -31,7 +32,8 @@ def _per_channel(vector, x):
 def convolve(x, kernel, padding, dilation=1, groups=1):
     """Stride-1 convolution of x [B, H, W, C] with kernel [k, k, C / groups, O].
 
-    The one place where the form depends on the backend: on a single CPU device, cpu_conv; elsewhere XLA's own.
+    The one place where the form depends on the backend: on a single CPU device, cpu_conv;
+    elsewhere XLA's own.
     """
     if groups == 1 and jax.default_backend() == "cpu" and jax.device_count() == 1:
         return cpu_conv.conv(x, kernel, padding, dilation)
@@ -47,7 +49,8 @@ def convolve(x, kernel, padding, dilation=1, groups=1):
 
 
 class Conv(nn.Module):
-    """Square stride-1 2-D convolution, as torch.nn.Conv2d: explicit symmetric padding, dilation, groups.
+    """Square stride-1 2-D convolution, as torch.nn.Conv2d: explicit symmetric padding, dilation,
+    groups.
 
     Parameters: kernel [k, k, C / groups, features], bias [features].
     """
@@ -79,7 +82,8 @@ class Conv(nn.Module):
 
 
 class Dense(nn.Module):
-    """Fully connected layer, as torch.nn.Linear. Parameters: kernel [in, features], bias [features]."""
+    """Fully connected layer, as torch.nn.Linear. Parameters: kernel [in, features], bias
+    [features]."""
 
     features: int
     use_bias: bool = True
@@ -99,10 +103,13 @@ class Dense(nn.Module):
 class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last, as torch.nn.BatchNorm2d.
 
-    flax.linen.BatchNorm keeps the biased variance in its running statistics, PyTorch the unbiased one
+    flax.linen.BatchNorm keeps the biased variance in its running statistics, PyTorch the unbiased
+    one
     (n / (n - 1)); `unbiased=False` gives Flax's. `momentum` is the share of the old running value
-    (PyTorch's 1 - momentum). Under `jit` with the batch sharded over devices the statistics are those
-    of the global batch (synchronised BatchNorm). Variables: params scale, bias; batch_stats mean, var.
+    (PyTorch's 1 - momentum). Under `jit` with the batch sharded over devices the statistics are
+    those
+    of the global batch (synchronised BatchNorm). Variables: params scale, bias; batch_stats mean,
+    var.
     """
 
     momentum: float = 0.9
@@ -139,10 +146,13 @@ class BatchNorm(nn.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def max_pool(x, size):
-    """Max over size x size windows, stride size, no padding, floor mode: [B, H, W, C] -> [B, H/size, W/size, C].
+    """Max over size x size windows, stride size, no padding, floor mode: [B, H, W, C] -> [B,
+    H/size, W/size, C].
 
-    Its gradient goes to the first maximum of each window in row order, as PyTorch's does, by comparison with the
-    maximum instead of XLA's select-and-scatter, which is slow on CPU and GPU and not deterministic on GPU.
+    Its gradient goes to the first maximum of each window in row order, as PyTorch's does, by
+    comparison with the
+    maximum instead of XLA's select-and-scatter, which is slow on CPU and GPU and not deterministic
+    on GPU.
     """
     lowest = jnp.array(-jnp.inf, x.dtype)
     return lax.reduce_window(x, lowest, lax.max, (1, size, size, 1), (1, size, size, 1), "VALID")
@@ -176,6 +186,7 @@ max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def avg_pool(x, size):
-    """Mean over size x size windows, stride size; H and W must be multiples of size: [B, H, W, C] -> [B, H/size, W/size, C]."""
+    """Mean over size x size windows, stride size; H and W must be multiples of size: [B, H, W, C]
+    -> [B, H/size, W/size, C]."""
     batch, height, width, channels = x.shape
     return x.reshape(batch, height // size, size, width // size, size, channels).mean((2, 4))

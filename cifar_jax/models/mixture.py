@@ -7,14 +7,18 @@ from cifar_jax.models.layers import BatchNorm, Conv, Dense, max_pool
 
 
 class Mixture(nn.Module):
-    """Six blocks, each a per-image weighted sum of parallel convolutions; global average; two linear layers.
+    """Six blocks, each a per-image weighted sum of parallel convolutions; global average; two
+    linear layers.
 
-    A block computes `branches` parallel Conv -> BatchNorm -> ReLU (-> max-pool) and adds them with the image's own
-    weights ReLU(Linear(global average of the block's input)). The branches run as one convolution with
+    A block computes `branches` parallel Conv -> BatchNorm -> ReLU (-> max-pool) and adds them with
+    the image's own
+    weights ReLU(Linear(global average of the block's input)). The branches run as one convolution
+    with
     branches * width output channels, ordered branch by branch: the same function, fewer calls.
     [B, 32, 32, 3] -> logits [B, num_classes]; 4,796,649 parameters.
 
-    `sequential=True` is the literal reading of the original's README: three convolutions in sequence in each
+    `sequential=True` is the literal reading of the original's README: three convolutions in
+    sequence in each
     block, no weights; 7,941,594 parameters.
     """
 

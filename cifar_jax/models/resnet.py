@@ -1,4 +1,5 @@
-"""System 002: the ResNet-9 shape of the DAWNBench entries, with two residual blocks (Sualeh77/ERAV1S10)."""
+"""System 002: the ResNet-9 shape of the DAWNBench entries, with two residual blocks
+(Sualeh77/ERAV1S10)."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -7,10 +8,13 @@ from cifar_jax.models.layers import BatchNorm, Conv, Dense, max_pool
 
 
 class ResNet(nn.Module):
-    """prep, layer1 + residual, layer2, layer3 + residual, global max-pool, linear; no bias anywhere.
+    """prep, layer1 + residual, layer2, layer3 + residual, global max-pool, linear; no bias
+    anywhere.
 
-    As in the original, the pool comes before BatchNorm, layer2's convolution has no padding (16 -> 14), a residual
-    branch ends in ReLU and nothing follows the addition. [B, 32, 32, 3] -> logits [B, num_classes]; 6,573,120
+    As in the original, the pool comes before BatchNorm, layer2's convolution has no padding (16 ->
+    14), a residual
+    branch ends in ReLU and nothing follows the addition. [B, 32, 32, 3] -> logits [B,
+    num_classes]; 6,573,120
     parameters at the default widths.
     """
 

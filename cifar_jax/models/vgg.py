@@ -1,4 +1,5 @@
-"""System 000: eight convolutions in four pooled pairs, then a four-layer head (ZiadHelal/pytorch-cifar10)."""
+"""System 000: eight convolutions in four pooled pairs, then a four-layer head
+(ZiadHelal/pytorch-cifar10)."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -7,9 +8,11 @@ from cifar_jax.models.layers import BatchNorm, Conv, Dense, max_pool
 
 
 class VGG(nn.Module):
-    """(Conv -> ReLU -> BatchNorm) x 2 -> max-pool -> dropout, four times; the head ends in a log-softmax.
+    """(Conv -> ReLU -> BatchNorm) x 2 -> max-pool -> dropout, four times; the head ends in a
+    log-softmax.
 
-    [B, 32, 32, 3] -> log-probabilities [B, num_classes]; 2,882,474 parameters at the default widths.
+    [B, 32, 32, 3] -> log-probabilities [B, num_classes]; 2,882,474 parameters at the default
+    widths.
     """
 
     num_classes: int = 10
