@@ -289,20 +289,20 @@ class Run:
         """Measure the best checkpoint on the test set, draw the report, write result.json last."""
         exp, config = self.exp, self.exp.config
         step = int(self.state.step)
-        last = None
-        if status != "diverged" and step % exp.steps_per_epoch:
-            metrics, _ = self.evaluate(self.state, self.eval_set)
-            last = {"epoch": step / exp.steps_per_epoch, **_figures(metrics.summary())}
-        elif self.records:
-            last = _figures_of(self.records[-1])
         best_step = self.checkpoints.best_step()
-        best, state = last, self.state
+        state = self.state
         if best_step is not None:
-            best = next((_figures_of(r) for r in self.records if r["step"] == best_step), last)
             state = self.checkpoints.restore_model(best_step, state)
             state = state.replace(step=jnp.asarray(best_step, jnp.int32))
         measure = self.evaluate if exp.validation is None else exp.evaluate
         metrics, logits = measure(state, exp.test)
+        last = _figures_of(self.records[-1]) if self.records else None
+        if step % exp.steps_per_epoch and status != "diverged":
+            now = metrics
+            if state is not self.state or exp.validation is not None:
+                now, _ = self.evaluate(self.state, self.eval_set)
+            last = {"epoch": step / exp.steps_per_epoch, **_figures(now.summary())}
+        best = next((_figures_of(r) for r in self.records if r["step"] == best_step), last)
         train_seconds = sum(
             exp.train.images.shape[0] / r["images_per_second"] for r in self.records
         )

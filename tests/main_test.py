@@ -340,7 +340,7 @@ BAD = {
     "no epochs": ((*QUICK, "--config.epochs=0", "--workdir=W"), "epochs must be at least 1"),
     "unknown dtype": ((*QUICK, "--config.model.dtype=int4", "--workdir=W"), "unknown dtype 'int4'"),
     "unknown augmentation": (
-        (*QUICK, "--config.augment.ops=blur,normalize", "--workdir=W"),
+        (*QUICK, "--config.augment.ops=('blur', 'normalize')", "--workdir=W"),
         "augmentation 'blur'",
     ),
     "no normalisation": (
