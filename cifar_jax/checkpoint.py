@@ -29,9 +29,10 @@ class Checkpoints:
     manager.
 
     Every restored array gets `sharding`, so a run may move to another number of devices.
+    `read_only` for looking at a run that may be alive: nothing in the directory is touched.
     """
 
-    def __init__(self, directory, sharding):
+    def __init__(self, directory, sharding, read_only=False):
         self.sharding = sharding
         keep = policies.AnyPreservationPolicy(
             [policies.LatestN(2), policies.BestN(get_metric_fn=_eval_loss, reverse=True, n=1)]
@@ -40,7 +41,8 @@ class Checkpoints:
             preservation_policy=keep,
             best_fn=_eval_loss,
             best_mode="min",
-            cleanup_tmp_directories=True,
+            read_only=read_only,
+            cleanup_tmp_directories=not read_only,
         )
         self.manager = ocp.CheckpointManager(pathlib.Path(directory).absolute(), options=options)
 
@@ -105,6 +107,11 @@ class Checkpoints:
         }
         model = {"params": state.params, "batch_stats": state.batch_stats}
         items = self._restore(step, model=model, training=training, meta=None)
+        if items["meta"].get("version") != VERSION:
+            found = items["meta"].get("version")
+            raise InputError(
+                f"checkpoint {self.manager.directory / str(step)} has format {found}, not {VERSION}"
+            )
         training = items["training"]
         state = state.replace(
             step=training["step"],

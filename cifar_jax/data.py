@@ -55,6 +55,11 @@ BINARY_FILES = {
     "test_batch.bin": (30730000, "803d5f7f4d78ea53de84dbe85f74fb6d"),
 }
 PER_CLASS = {"train": 5000, "test": 1000}
+# fingerprint() of the official images and labels in the official order
+SHA256 = {
+    "train": "f912919bdea371136f1aa4feed6beeca728015a5f08b1899a29c932a7e30be2b",
+    "test": "8193b3fbce55bec361cd1b8fd4880cb1649832dc4d6de6da1e7a21847a4843aa",
+}
 NETWORK_TIMEOUT = (
     8.0  # seconds to get an answer from the data's home before the download is given up
 )
@@ -147,10 +152,12 @@ def _cifar10(root, split):
                 else place.is_file() and place.name == places[0].name
             ):
                 return read(place, split)
-    prepared = _prepared(root) or _prepared(pathlib.Path("~/tensorflow_datasets").expanduser())
+    home = pathlib.Path("~/tensorflow_datasets").expanduser()
+    prepared = _prepared(root) or _prepared(home)
     if prepared is None:
         looked = (
-            ", ".join(str(places[0]) for _, places, _ in sources) + f", {root / 'cifar10'} (TFDS)"
+            ", ".join(str(places[0]) for _, places, _ in sources)
+            + f", {root / 'cifar10'} and {home / 'cifar10'} (TFDS)"
         )
         prepared = _download(root, looked)
     return _tfds(prepared, split)
@@ -281,7 +288,7 @@ def _binary_archive(archive, split):
 
 
 def _check(dataset, split):
-    """The right number of images of every class, 32x32x3 uint8; InputError if not."""
+    """Well formed, and the official images in the official order; InputError if not."""
     counts = np.bincount(np.clip(dataset.labels, -1, 10) + 1, minlength=12)
     shape = (10 * PER_CLASS[split], 32, 32, 3)
     if dataset.images.shape != shape or dataset.images.dtype != np.uint8:
@@ -292,6 +299,11 @@ def _check(dataset, split):
     if list(counts) != [0] + [PER_CLASS[split]] * 10 + [0]:
         raise InputError(
             f"the CIFAR-10 {split} labels are not {PER_CLASS[split]} of each class; "
+            "get the data again"
+        )
+    if fingerprint(dataset) != SHA256[split]:
+        raise InputError(
+            f"the CIFAR-10 {split} images are not the official ones in the official order; "
             "get the data again"
         )
 

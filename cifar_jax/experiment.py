@@ -4,6 +4,7 @@ evaluation.
 Every mode starts here; below this file nothing knows the ConfigDict.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import pathlib
@@ -34,7 +35,7 @@ class Experiment:
     one is held out."""
 
     config: ConfigDict
-    mesh: jax.sharding.Mesh
+    placement: jax.sharding.Sharding  # a whole copy on every device
     class_names: tuple[str, ...]
     train: Dataset
     validation: Dataset | None
@@ -55,30 +56,43 @@ class Experiment:
         shape = self.test.images.shape[1:]
         init = jax.jit(
             lambda key: init_state(key, self.model, self.tx, shape),
-            out_shardings=sharding.replicated(self.mesh),
+            out_shardings=self.placement,
         )
         return init(jax.random.key(self.config.seed))
 
 
 def make_model(config, class_names, image_shape=(32, 32, 3)):
     """The config's flax module; InputError if its fields do not make a network for such images."""
-    model = create_model(**config.model, num_classes=len(class_names))
-    try:
-        jax.eval_shape(
-            lambda x: model.init(jax.random.key(0), x, train=False), jnp.zeros((1, *image_shape))
-        )
-    except (ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"model {config.model.name!r} cannot be built: {reason}") from error
+    with _section("model"):
+        model = create_model(**config.model, num_classes=len(class_names))
+        image = jnp.zeros((1, *image_shape))
+        jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
     return model
 
 
-def make_augments(config):
+def make_augments(config, image_shape=(32, 32, 3)):
     """(augment, normalize): the training transform, and its normalisation alone."""
-    augment = make_augment(**config.augment)
-    if "normalize" not in config.augment.ops:
-        raise InputError("config.augment.ops must hold 'normalize'")
+    with _section("augment"):
+        augment = make_augment(**config.augment)
+        if "normalize" not in config.augment.ops:
+            raise InputError("config.augment.ops must hold 'normalize'")
+        image = jnp.zeros((1, *image_shape), jnp.uint8)
+        if jax.eval_shape(augment, jax.random.key(0), image).shape != image.shape:
+            raise InputError("config.augment changes the shape of the images")
     return augment, make_augment(**{**config.augment, "ops": ("normalize",)})
+
+
+@contextlib.contextmanager
+def _section(name):
+    """Errors from building what a config section says, as one sentence that names the section."""
+    try:
+        yield
+    except InputError:
+        raise
+    except KeyError as error:
+        raise InputError(f"config.{name} lacks the field {error.args[0]!r}") from error
+    except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise InputError(f"config.{name} cannot be used: {str(error).splitlines()[0]}") from error
 
 
 def load_data(config):
@@ -97,6 +111,7 @@ def make_experiment(config):
     a bad config."""
     _check(config)
     mesh = sharding.make_mesh()
+    placement = sharding.replicated(mesh)
     sharding.check_batch_size(config.batch_size, mesh)
     class_names = data.CLASS_NAMES.get(config.data.name, ())
     model = make_model(config, class_names)
@@ -110,10 +125,12 @@ def make_experiment(config):
         )
     steps_per_epoch = -(-n // config.batch_size)
     total_steps = config.epochs * steps_per_epoch
-    schedules = make_schedules(
-        **config.schedule, total_steps=total_steps, steps_per_epoch=steps_per_epoch
-    )
-    tx = make_optimizer(**config.optim, schedule=schedules)
+    with _section("schedule"):
+        schedules = make_schedules(
+            **config.schedule, total_steps=total_steps, steps_per_epoch=steps_per_epoch
+        )
+    with _section("optim"):
+        tx = make_optimizer(**config.optim, schedule=schedules)
     shard = sharding.make_shard_batch(mesh)
     step = make_train_step(
         model,
@@ -135,12 +152,10 @@ def make_experiment(config):
         "sizes": {name: len(split) for name, split in splits.items()},
         "sha256": {name: data.fingerprint(split) for name, split in splits.items()},
     }
-    on_device = {
-        name: jax.device_put(split, sharding.replicated(mesh)) for name, split in splits.items()
-    }
+    on_device = {name: jax.device_put(split, placement) for name, split in splits.items()}
     return Experiment(
         config=config,
-        mesh=mesh,
+        placement=placement,
         class_names=class_names,
         train=on_device["train"],
         validation=on_device.get("validation"),
@@ -154,7 +169,7 @@ def make_experiment(config):
         augment=augment,
         normalize=normalize,
         step=step,
-        evaluate=jax.jit(evaluate, out_shardings=sharding.replicated(mesh)),
+        evaluate=jax.jit(evaluate, out_shardings=placement),
     )
 
 
@@ -169,7 +184,7 @@ def sample_images(train, augment, normalization, class_names, seed, columns=10):
     images, labels = np.asarray(train.images), np.asarray(train.labels)
     rng = np.random.default_rng(seed)
     rows = [
-        rng.choice(np.flatnonzero(labels == c), columns, replace=False)
+        rng.choice(np.flatnonzero(labels == c), columns, replace=(labels == c).sum() < columns)
         for c in range(len(class_names))
     ]
     by_class = np.stack([images[row] for row in rows])
@@ -228,7 +243,7 @@ def _check(config):
             value = value[part]
         if value < 1:
             raise InputError(f"config.{field} must be at least 1, not {value}")
-    for field in ("stop_after", "steps_per_call"):
+    for field in ("stop_after", "steps_per_call", "seed"):
         if config[field] < 0:
             raise InputError(f"config.{field} must not be negative, not {config[field]}")
     if config.loss.reduction not in ("mean", "sum"):

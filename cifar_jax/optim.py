@@ -188,7 +188,7 @@ def make_optimizer(
         if name == "sgd":
             moments = optax.trace(momentum, nesterov)
         else:
-            moments = optax.scale_by_adam(momentum, b2, eps, nesterov=nesterov)
+            moments = optax.scale_by_adam(momentum, b2, eps)
         if schedule.restarts:
             moments = restart(moments, schedule.restarts)
         decay = optax.add_decayed_weights(weight_decay)

@@ -43,8 +43,3 @@ def check_batch_size(batch_size, mesh):
             f"batch_size {batch_size} does not divide over {n} devices; "
             f"the nearest sizes that do: {nearest}"
         )
-
-
-def is_main_process():
-    """True in the one process that writes files."""
-    return jax.process_index() == 0

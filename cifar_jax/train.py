@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from cifar_jax import InputError, report, sharding
+from cifar_jax import InputError, report
 from cifar_jax import workdir as files
 from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.experiment import environment, make_experiment, sample_images
@@ -28,16 +28,17 @@ def train_and_evaluate(config, workdir):
     """
     path = files.open_workdir(workdir, config.to_dict(), environment())
     finished = files.read_json(path / "result.json")
-    if finished and finished["status"] == "done":
-        print(f"{path} holds this run, finished: accuracy {finished['best']['accuracy']:.2f} %")
+    if isinstance(finished, dict) and finished.get("status") == "done":
+        accuracy = finished["test"]["accuracy"]
+        print(f"{path} holds this run, finished: test accuracy {accuracy:.2f} %")
         return finished
-    exp = make_experiment(config)
-    checkpoints = Checkpoints(path / "checkpoints", sharding.replicated(exp.mesh))
-    with checkpoints, Interruption() as interruption:
-        run = Run(exp, path, checkpoints)
-        run.restore()
-        status = run.train(interruption)
-        result = run.finish(status)
+    with Interruption() as interruption:
+        exp = make_experiment(config)
+        with Checkpoints(path / "checkpoints", exp.placement) as checkpoints:
+            run = Run(exp, path, checkpoints)
+            run.restore()
+            status = run.train(interruption)
+            result = run.finish(status)
     if status == "diverged":
         print(
             f"diverged after step {result['steps']}: the loss or the state is not finite; "
@@ -50,12 +51,12 @@ def train_and_evaluate(config, workdir):
 def evaluate(config, workdir):
     """Evaluate the best checkpoint in `workdir` on the test split; writes and returns
     evaluation.json."""
-    path = files.writable(workdir)
+    path = files.existing(workdir)
     files.check_config(
         path, config.to_dict(), (*files.FREE_FIELDS, "eval.augmented", "eval.batch_size")
     )
     exp = make_experiment(config)
-    with Checkpoints(path / "checkpoints", sharding.replicated(exp.mesh)) as checkpoints:
+    with Checkpoints(path / "checkpoints", exp.placement, read_only=True) as checkpoints:
         step = checkpoints.best_step()
         if step is None:
             raise InputError(f"{path} holds no evaluated checkpoint yet")
@@ -90,6 +91,13 @@ def per_class(metrics, class_names):
     return {name: float(value) for name, value in zip(class_names, accuracy, strict=True)}
 
 
+def all_finite(state):
+    """Whether parameters, statistics and moments hold no infinity and no NaN."""
+    leaves = jax.tree.leaves((state.params, state.batch_stats, state.opt_state))
+    checks = [jnp.isfinite(x).all() for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.array(checks).all()
+
+
 class Interruption:
     """While entered, SIGTERM and SIGINT only set `requested`; the loop looks at it between
     compiled calls."""
@@ -112,24 +120,14 @@ class Run:
 
     def __init__(self, exp, path, checkpoints):
         self.exp, self.path, self.checkpoints = exp, path, checkpoints
-        self.sharding = sharding.replicated(exp.mesh)
-        self.no_metrics = jax.device_put(Metrics.zeros(len(exp.class_names)), self.sharding)
+        self.no_metrics = jax.device_put(Metrics.zeros(len(exp.class_names)), exp.placement)
         self.state = exp.init_state()
         self.metrics = self.no_metrics  # sums of the epoch under way
         self.records = []
         self.train_seconds = 0.0  # of the epoch under way
         self.compile_seconds = 0.0
         self.programs = {}
-        self.finite = jax.jit(
-            lambda state: jnp.all(
-                jnp.array(
-                    [
-                        jnp.isfinite(x).all()
-                        for x in jax.tree.leaves((state.params, state.batch_stats))
-                    ]
-                )
-            )
-        )
+        self.finite = jax.jit(all_finite)
         on_cpu = jax.default_backend() == "cpu"
         self.steps_per_call = exp.config.steps_per_call or (1 if on_cpu else exp.steps_per_epoch)
         self.eval_set = exp.test if exp.validation is None else exp.validation
@@ -144,6 +142,7 @@ class Run:
             )
             self.train_seconds = meta["train_seconds"]
             self.records = files.read_metrics(metrics_file, last_step=step)
+            (self.path / "result.json").unlink(missing_ok=True)  # until this run says how it ended
             print(f"resuming {self.path} at epoch {step / self.exp.steps_per_epoch:g}", flush=True)
         files.rewrite_metrics(metrics_file, self.records)
 
@@ -157,6 +156,8 @@ class Run:
         step = int(self.state.step)
         self.compile(step, end)
         while step < end:
+            if interruption.requested:
+                return "interrupted"
             if step in exp.schedules.restarts and config.schedule.get("from_best"):
                 best = self.checkpoints.best_step()
                 if best is not None:
@@ -167,9 +168,9 @@ class Run:
                     return "diverged"
             elif not self.end_epoch(step):
                 return "diverged"
-            if interruption.requested and step < exp.total_steps:
-                return "interrupted"
-        return "done" if step == exp.total_steps else "stopped"
+        if step == exp.total_steps:
+            return "done"
+        return "interrupted" if interruption.requested else "stopped"
 
     def plan(self, step, end):
         """The compiled calls (number of steps, size) from `step` to the end of its epoch or to
@@ -201,7 +202,7 @@ class Run:
             run = jax.jit(
                 repeat(exp.step, count, size),
                 donate_argnums=0,
-                out_shardings=(self.sharding, self.sharding),
+                out_shardings=(exp.placement, exp.placement),
             )
             self.programs[count, size] = run.lower(self.state, self.metrics, exp.train).compile()
         self.evaluate = exp.evaluate.lower(self.state, self.eval_set).compile()
@@ -229,14 +230,12 @@ class Run:
                     self.state, self.metrics, exp.train
                 )
                 step += count
-                # looking at the call before keeps one call in flight: the device never waits for
-                # the host
-                summary = previous.summary()
+                # waiting for the call before keeps one in flight: the device never waits for us
+                jax.block_until_ready(previous)
                 bar.update(count * size)
-                if math.isfinite(summary["loss"]):
-                    bar.set_postfix_str(
-                        f"loss {summary['loss']:.4f}, accuracy {summary['accuracy']:.2f} %"
-                    )
+                if not bar.disable:
+                    now = previous.summary()
+                    bar.set_postfix_str(f"loss {now['loss']:.4f}, {now['accuracy']:.2f} %")
                 if interruption.requested:
                     break
             jax.block_until_ready(self.state)
@@ -286,22 +285,32 @@ class Run:
         return True
 
     def finish(self, status):
-        """Measure the best checkpoint on the test set, draw the report, write result.json last."""
+        """Measure the best checkpoint on the test set, draw the report, write result.json last.
+
+        An interrupted run only says where it stands: whoever asked it to stop may not wait.
+        """
         exp, config = self.exp, self.exp.config
         step = int(self.state.step)
+        self.checkpoints.wait()
         best_step = self.checkpoints.best_step()
-        state = self.state
-        if best_step is not None:
-            state = self.checkpoints.restore_model(best_step, state)
-            state = state.replace(step=jnp.asarray(best_step, jnp.int32))
-        measure = self.evaluate if exp.validation is None else exp.evaluate
-        metrics, logits = measure(state, exp.test)
         last = _figures_of(self.records[-1]) if self.records else None
-        if step % exp.steps_per_epoch and status != "diverged":
-            now = metrics
-            if state is not self.state or exp.validation is not None:
-                now, _ = self.evaluate(self.state, self.eval_set)
-            last = {"epoch": step / exp.steps_per_epoch, **_figures(now.summary())}
+        measured = {}
+        if status != "interrupted":
+            state = self.state
+            if best_step is not None:
+                state = self.checkpoints.restore_model(best_step, state)
+                state = state.replace(step=jnp.asarray(best_step, jnp.int32))
+            measure = self.evaluate if exp.validation is None else exp.evaluate
+            metrics, logits = measure(state, exp.test)
+            measured = {
+                "test": {**_figures(metrics.summary()), "augmented": config.eval.augmented},
+                "per_class": per_class(metrics, exp.class_names),
+            }
+            if step % exp.steps_per_epoch and status != "diverged":
+                now = metrics
+                if state is not self.state or exp.validation is not None:
+                    now, _ = self.evaluate(self.state, self.eval_set)
+                last = {"epoch": step / exp.steps_per_epoch, **_figures(now.summary())}
         best = next((_figures_of(r) for r in self.records if r["step"] == best_step), last)
         train_seconds = sum(
             exp.train.images.shape[0] / r["images_per_second"] for r in self.records
@@ -319,8 +328,7 @@ class Run:
             "steps": step,
             "best": best,
             "last": last,
-            "test": {**_figures(metrics.summary()), "augmented": config.eval.augmented},
-            "per_class": per_class(metrics, exp.class_names),
+            **measured,
             "seconds": {
                 "compile": self.compile_seconds,
                 "train": train_seconds,
@@ -329,7 +337,7 @@ class Run:
             },
             **environment(),
         }
-        if config.report and status != "diverged":
+        if config.report and status in ("done", "stopped"):
             report.write_report(
                 self.path / "report",
                 result=result,
@@ -345,7 +353,6 @@ class Run:
                 learning_rate=np.asarray(exp.schedules.learning_rate(np.arange(max(step, 1)))),
                 config=config.to_dict(),
             )
-        self.checkpoints.wait()
         files.write_json(self.path / "result.json", result)
         return result
 

@@ -7,9 +7,8 @@ import pathlib
 
 from cifar_jax import InputError
 
-# Fields that may differ when a run goes on: they change where, how far or how fast, not what is
-# computed.
-FREE_FIELDS = ("data.dir", "stop_after", "steps_per_call", "report")
+# Fields that may differ when a run goes on: they change where and how far, not what is computed.
+FREE_FIELDS = ("data.dir", "stop_after", "report")
 
 
 def write_json(path, value):
@@ -46,6 +45,14 @@ def writable(workdir):
         probe.unlink()
     except OSError as error:
         raise InputError(f"cannot write to workdir {path}: {error.strerror}") from error
+    return path
+
+
+def existing(workdir):
+    """The absolute path of `workdir`; InputError if there is no such folder."""
+    path = pathlib.Path(workdir).expanduser().absolute()
+    if not path.is_dir():
+        raise InputError(f"{path} holds no run: there is no such folder")
     return path
 
 

@@ -51,7 +51,7 @@ def get_config():
     c.optim.clip_value = config_dict.placeholder(float)  # clip each gradient element to +-this
     c.optim.clip_norm = config_dict.placeholder(float)  # clip the gradient's global norm to this
     c.optim.momentum = 0.9  # sgd
-    c.optim.nesterov = False  # sgd (Nesterov), adam (NAdam)
+    c.optim.nesterov = False  # sgd
     c.optim.b1 = 0.9  # adam, adamw
     c.optim.b2 = 0.999
     c.optim.eps = 1e-8
@@ -59,6 +59,7 @@ def get_config():
     c.schedule = ConfigDict()
     c.schedule.name = "constant"  # constant | one_cycle | phases | linear_ramp | exponential_ramp
     c.schedule.peak_lr = 1e-3
+    c.schedule.start_lr = 1e-6  # the ramps: where they begin
 
     c.augment = ConfigDict()
     c.augment.ops = (
@@ -69,7 +70,7 @@ def get_config():
     )
 
     c.eval = ConfigDict()
-    c.eval.batch_size = 512  # images a batch; does not change the figures
+    c.eval.batch_size = 512  # images a batch; changes no figure unless eval.augmented
     c.eval.augmented = (
         False  # True: evaluate under the training augmentation (system 004 measured so)
     )

@@ -14,9 +14,9 @@ def get_config(variant=""):
     if variant not in ("", "sequential"):
         raise ValueError(f"configs/mixture.py has no variant {variant!r}; it has: sequential")
     c = base()
-    # With PyTorch's initialisation all three ReLU gates of a block can be zero for every image, and the network then
-    # starts (the original logged 11 % after its first epoch) without a gradient below that block: so begin seeds 0, 1
-    # and 5 of 0..7. In seed 2 every block has a gate that is open for most images.
+    # With PyTorch's initialisation all three ReLU gates of a block can be shut for every image;
+    # such a network starts without a gradient (so begin seeds 0, 1 and 5 of 0..7; the original
+    # logged 11 % after its first epoch). In seed 2 every block has gates open for most images.
     c.seed = 2
     c.model.name = "mixture"
     c.model.sequential = variant == "sequential"

@@ -1,5 +1,6 @@
 # Sourced by the other scripts: make .venv if needed and leave its interpreter in $PY.
-#   . scripts/setup.sh [requirements file ...]     installs the given lists on top of the program's own
+#   . scripts/setup.sh                                installs what the program needs
+#   EXTRA=requirements-dev.txt; . scripts/setup.sh    and that list too
 # Installs the CUDA build of JAX only where an NVIDIA driver answers. A second call installs nothing.
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
@@ -21,7 +22,7 @@ lists=(requirements-cpu.txt)
 if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then
   lists=(requirements.txt)
 fi
-lists+=("$@")
+[ -z "${EXTRA:-}" ] || lists+=("$EXTRA")
 
 if ! "$PY" -c '' 2>/dev/null; then
   python=$(find_python) || exit 1

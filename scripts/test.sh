@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
 # Set up (first time only) and run the tests; arguments go to pytest. Example: scripts/test.sh tests/data_test.py -x
-. "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements-dev.txt
+EXTRA=requirements-dev.txt
+. "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 exec "$PY" -m pytest "$@"

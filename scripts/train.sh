@@ -1,11 +1,8 @@
 #!/usr/bin/env bash
 # Set up (first time only) and run main.py with the arguments given; without any, minutes on a laptop:
 # the embedded handwritten digits. Example: scripts/train.sh --config=configs/resnet.py --workdir=runs/resnet
-here=$PWD
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-cd "$here" || exit 1
-root=$(dirname "$(dirname "$(dirname "$PY")")")
 if [ $# -eq 0 ]; then
-  cd "$root" && set -- --config=configs/quickstart.py --workdir=runs/quickstart
+  set -- --config=configs/quickstart.py --workdir=runs/quickstart
 fi
-exec "$PY" "$root/main.py" "$@"
+exec "$PY" main.py "$@"

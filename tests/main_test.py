@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -245,12 +246,26 @@ def test_one_and_eight_devices_give_the_same_losses(program, tmp_path):
 
 @pytest.mark.slow
 def test_several_steps_a_call(program, tmp_path):
-    """What an accelerator does: the same epoch boundaries, resumable within."""
-    extra = (*QUICK, "--config.epochs=2", "--config.steps_per_call=7", "--config.batch_size=16")
-    finish(program(*extra, f"--workdir={tmp_path}/run", "--config.stop_after=0.11"))
-    assert result(tmp_path / "run")["steps"] == 10
-    finish(program(*extra, f"--workdir={tmp_path}/run"))
-    assert [r["step"] for r in metrics(tmp_path / "run")] == [94, 188]
+    """What an accelerator does: a scan of steps; stopped after a call, it goes on exactly."""
+    extra = (*QUICK, "--config.epochs=1", "--config.steps_per_call=7", "--config.batch_size=16")
+    finish(program(*extra, f"--workdir={tmp_path}/whole"))
+    finish(program(*extra, f"--workdir={tmp_path}/parts", "--config.stop_after=0.075"))
+    assert result(tmp_path / "parts")["steps"] == 7
+    finish(program(*extra, f"--workdir={tmp_path}/parts"))
+    assert [r["step"] for r in metrics(tmp_path / "whole")] == [94]
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_evaluating_a_live_run_does_not_touch_it(reference, program, tmp_path):
+    """A checkpoint being written by another process stays."""
+    workdir = tmp_path / "run"
+    shutil.copytree(reference, workdir)
+    half = workdir / "checkpoints" / "96.orbax-checkpoint-tmp"
+    half.mkdir()
+    (half / "data").write_text("half")
+    finish(program(*QUICK, f"--workdir={workdir}", "--mode=evaluate"))
+    assert (half / "data").read_text() == "half"
 
 
 def test_validation_is_held_out_and_the_test_set_measured_once(program, tmp_path):
@@ -319,7 +334,7 @@ BAD = {
     ),
     "too many widths": (
         (*QUICK, "--config.model.widths=4,4", "--workdir=W"),
-        "model 'resnet' cannot be built",
+        "config.model cannot be used",
     ),
     "unknown dataset": (
         (*QUICK, "--config.data.name=mnist", "--workdir=W"),
@@ -342,6 +357,19 @@ BAD = {
     "unknown augmentation": (
         (*QUICK, "--config.augment.ops=('blur', 'normalize')", "--workdir=W"),
         "augmentation 'blur'",
+    ),
+    "negative seed": ((*QUICK, "--config.seed=-1", "--workdir=W"), "seed must not be negative"),
+    "a schedule without its fields": (
+        (*QUICK, "--config.schedule.name=phases", "--workdir=W"),
+        "config.schedule lacks",
+    ),
+    "negative padding": (
+        (*QUICK, "--config.augment.random_crop.padding=-1", "--workdir=W"),
+        "config.augment cannot",
+    ),
+    "two channels": (
+        (*QUICK, "--config.augment.normalize.mean=0.5,0.5", "--workdir=W"),
+        "config.augment cannot",
     ),
     "no normalisation": (
         (*QUICK, "--config.augment.ops=random_crop", "--workdir=W"),

@@ -71,15 +71,17 @@ def _kernel_gradient(x, dy, kernel, padding, dilation):
     batch, height, width, features = dy.shape
     k = kernel.shape[0]
     n = _pieces(batch, height, width, k * k * x.shape[-1], x.dtype.itemsize)
+    wide = jnp.promote_types(x.dtype, jnp.float32)  # sums of many pieces
 
     def add(total, piece):
         x, dy = piece
         patches = _unroll(x, k, padding, dilation, height, width)
-        return total + patches.T @ dy.reshape(-1, features), None
+        product = jnp.dot(patches.T, dy.reshape(-1, features), preferred_element_type=wide)
+        return total + product, None
 
-    zero = jnp.zeros((k * k * x.shape[-1], features), x.dtype)
+    zero = jnp.zeros((k * k * x.shape[-1], features), wide)
     total, _ = lax.scan(add, zero, (_split(x, n), _split(dy, n)))
-    return total.reshape(kernel.shape)
+    return total.reshape(kernel.shape).astype(kernel.dtype)
 
 
 def _input_gradient(dy, kernel, padding, dilation, shape):
@@ -89,6 +91,7 @@ def _input_gradient(dy, kernel, padding, dilation, shape):
     matrix = kernel.reshape(-1, features).T
     span = dilation * (k - 1)
     n = _pieces(batch, height, width, k * k * channels, dy.dtype.itemsize)
+    wide = jnp.promote_types(dy.dtype, jnp.float32)
 
     def piece(dy):
         parts = lax.optimization_barrier(dy.reshape(-1, features) @ matrix)
@@ -98,8 +101,9 @@ def _input_gradient(dy, kernel, padding, dilation, shape):
             for j in range(k):
                 down, right = i * dilation, j * dilation
                 margin = ((0, 0), (down, span - down), (right, span - right), (0, 0))
-                total = total + jnp.pad(parts[:, :, :, i * k + j], margin)
-        return total[:, padding : padding + shape[1], padding : padding + shape[2]]
+                total = total + jnp.pad(parts[:, :, :, i * k + j].astype(wide), margin)
+        total = total[:, padding : padding + shape[1], padding : padding + shape[2]]
+        return total.astype(dy.dtype)
 
     return lax.map(piece, _split(dy, n)).reshape(shape)
 
