@@ -24,7 +24,8 @@ def test_readme_accuracies_come_from_results():
     text = (ROOT / "README.md").read_text()
     block = text.split(results_table.BEGIN)[1].split(results_table.END)[0]
     outside = text.replace(block, "")
-    assert set(re.findall(r"\d+\.\d+ %", outside)) <= {"87.27 %"}  # the original's log, quoted
+    quoted = {"82 %", "87.27 %"}  # one original's README and log
+    assert set(re.findall(r"\d[\d.]* ?%", outside)) <= quoted
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.json")), ids=lambda p: p.stem)
