@@ -7,12 +7,13 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-MODES = ("train", "evaluate", "summary", "data")
+MODES = ("train", "evaluate", "summary", "lr_find", "predict", "data")
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "the run: configs/NAME.py[:VARIANT]", lock_config=True
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; holds all it writes")
 MODE = flags.DEFINE_enum("mode", "train", MODES, "what to do; see README.md")
+IMAGES = flags.DEFINE_string("images", "", "predict: image files, joined by commas")
 EXIT_CODES = {"done": 0, "stopped": 0, "diverged": 3, "interrupted": 75}
 
 
@@ -47,12 +48,14 @@ def refuse(text):
 def main(argv):
     del argv
     logging.set_verbosity(logging.ERROR)  # Orbax logs a page a save
-    from cifar_jax import InputError, overview, train
+    from cifar_jax import InputError, lr_finder, overview, predict, train
 
     actions = {
         "train": lambda: train.train_and_evaluate(CONFIG.value, WORKDIR.value),
         "evaluate": lambda: train.evaluate(CONFIG.value, WORKDIR.value),
         "summary": lambda: overview.print_summary(CONFIG.value),
+        "lr_find": lambda: lr_finder.find_learning_rate(CONFIG.value, WORKDIR.value),
+        "predict": lambda: predict.predict(CONFIG.value, WORKDIR.value, IMAGES.value),
         "data": lambda: overview.show_data(CONFIG.value, WORKDIR.value),
     }
     try:

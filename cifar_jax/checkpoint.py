@@ -10,6 +10,7 @@ import math
 import pathlib
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
@@ -95,6 +96,14 @@ class Checkpoints:
             step, model={"params": state.params, "batch_stats": state.batch_stats}
         )["model"]
         return state.replace(params=model["params"], batch_stats=model["batch_stats"])
+
+    def restore_best(self, state):
+        """`state` with the best checkpoint's step, params, batch_stats; InputError if none."""
+        step = self.best_step()
+        if step is None:
+            raise InputError(f"{self.manager.directory} holds no evaluated checkpoint yet")
+        step_array = jax.device_put(np.int32(step), self.sharding)
+        return self.restore_model(step, state).replace(step=step_array)
 
     def restore(self, step, state, epoch_metrics):
         """(state, epoch_metrics, meta) of checkpoint `step`; the arguments give structure, shapes

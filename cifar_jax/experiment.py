@@ -106,9 +106,12 @@ def load_data(config):
     return train, validation, test
 
 
-def make_experiment(config):
-    """Load the data, put it on the devices and build everything a run needs. Raises InputError for
-    a bad config."""
+def make_experiment(config, total_steps=None):
+    """Load the data, put it on the devices and build everything a run needs.
+
+    `total_steps` is what the schedule spans: config.epochs unless given. Raises InputError for a
+    bad config.
+    """
     _check(config)
     mesh = sharding.make_mesh()
     placement = sharding.replicated(mesh)
@@ -124,7 +127,7 @@ def make_experiment(config):
             f"config.batch_size {config.batch_size} is more than the {n} training images"
         )
     steps_per_epoch = -(-n // config.batch_size)
-    total_steps = config.epochs * steps_per_epoch
+    total_steps = total_steps or config.epochs * steps_per_epoch
     with _section("schedule"):
         schedules = make_schedules(
             **config.schedule, total_steps=total_steps, steps_per_epoch=steps_per_epoch

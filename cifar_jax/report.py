@@ -66,6 +66,22 @@ def draw_curves(records, learning_rate, steps_per_epoch, eval_name="test"):
     return figure
 
 
+def draw_lr_find(lr, loss, smoothed, suggestion):
+    """Loss against the learning rate of a range test, the suggestion marked."""
+    figure = _figure(7, 4)
+    axes = figure.subplots()
+    axes.plot(lr, loss, color=TRAIN_COLOR, alpha=0.3, label="each step")
+    axes.plot(lr, smoothed, color=TRAIN_COLOR, label="smoothed")
+    if suggestion:
+        label = f"suggestion {suggestion:.3g}"
+        axes.axvline(suggestion, color=EVAL_COLOR, linestyle="--", label=label)
+    top = 1.5 * max(smoothed[: max(1, len(smoothed) // 2)], default=1.0)
+    axes.set(xscale="log", xlabel="learning rate", ylabel="cross-entropy (nats)", ylim=(0, top))
+    axes.set_title("Learning-rate range test")
+    axes.legend()
+    return figure
+
+
 def draw_per_class(per_class):
     """A bar for each class with its accuracy in percent; the dashed line is their mean."""
     figure = _figure(8, 3.4)

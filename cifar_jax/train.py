@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from cifar_jax import InputError, report
+from cifar_jax import report
 from cifar_jax import workdir as files
 from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.experiment import environment, make_experiment, sample_images
@@ -52,17 +52,11 @@ def evaluate(config, workdir):
     """Evaluate the best checkpoint in `workdir` on the test split; writes and returns
     evaluation.json."""
     path = files.existing(workdir)
-    files.check_config(
-        path, config.to_dict(), (*files.FREE_FIELDS, "eval.augmented", "eval.batch_size")
-    )
+    files.check_config(path, config.to_dict(), files.LOOKING_FIELDS)
     exp = make_experiment(config)
     with Checkpoints(path / "checkpoints", exp.placement, read_only=True) as checkpoints:
-        step = checkpoints.best_step()
-        if step is None:
-            raise InputError(f"{path} holds no evaluated checkpoint yet")
-        state = checkpoints.restore_model(step, exp.init_state()).replace(
-            step=jnp.asarray(step, jnp.int32)
-        )
+        state = checkpoints.restore_best(exp.init_state())
+    step = int(state.step)
     metrics, _ = exp.evaluate(state, exp.test)
     evaluation = {
         "checkpoint_step": step,
@@ -296,10 +290,7 @@ class Run:
         last = _figures_of(self.records[-1]) if self.records else None
         measured = {}
         if status != "interrupted":
-            state = self.state
-            if best_step is not None:
-                state = self.checkpoints.restore_model(best_step, state)
-                state = state.replace(step=jnp.asarray(best_step, jnp.int32))
+            state = self.state if best_step is None else self.checkpoints.restore_best(self.state)
             measure = self.evaluate if exp.validation is None else exp.evaluate
             metrics, logits = measure(state, exp.test)
             measured = {

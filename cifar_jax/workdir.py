@@ -8,7 +8,10 @@ import pathlib
 from cifar_jax import InputError
 
 # Fields that may differ when a run goes on: they change where and how far, not what is computed.
-FREE_FIELDS = ("data.dir", "stop_after", "report")
+_SEARCH = ("lr_find.start_lr", "lr_find.end_lr", "lr_find.steps")
+FREE_FIELDS = ("data.dir", "stop_after", "report", *_SEARCH)
+# And those that may differ when a run is only looked at.
+LOOKING_FIELDS = (*FREE_FIELDS, "eval.augmented", "eval.batch_size")
 
 
 def write_json(path, value):

@@ -61,6 +61,11 @@ def get_config():
     c.schedule.peak_lr = 1e-3
     c.schedule.start_lr = 1e-6  # the ramps: where they begin
 
+    c.lr_find = ConfigDict()  # --mode=lr_find
+    c.lr_find.start_lr = 1e-6
+    c.lr_find.end_lr = 10.0
+    c.lr_find.steps = 200
+
     c.augment = ConfigDict()
     c.augment.ops = (
         "normalize",

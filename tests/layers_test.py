@@ -14,7 +14,7 @@ LAYERS = [
     ["augment", "checkpoint", "data", "metrics", "models", "optim", "sharding", "workdir"],
     ["steps", "report"],
     ["experiment"],
-    ["train", "overview"],
+    ["train", "overview", "lr_finder", "predict"],
 ]
 ONLY_IN = {
     "matplotlib": "report",
