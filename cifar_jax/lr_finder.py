@@ -9,7 +9,8 @@ from cifar_jax.experiment import make_experiment
 from cifar_jax.metrics import Metrics
 from cifar_jax.steps import repeat
 
-SMOOTHING = 0.95  # share of the old value in the running mean of the loss
+SMOOTHING = 0.9  # share of the old value in the running mean of the loss
+SKIP_START, SKIP_END = 10, 5  # steps
 DIVERGED = 4.0  # times the best smoothed loss: there the test ends
 
 
@@ -57,13 +58,19 @@ def find_learning_rate(config, workdir):
     }
     files.write_json(path / "lr_find.json", found)
     report.save({"lr_find": report.draw_lr_find(**found)}, path)
-    print(f"suggested learning rate: {found['suggestion']:.3g} (steepest fall)")
+    suggestion = found["suggestion"]
+    told = "none, too few steps" if suggestion is None else f"{suggestion:.3g} (steepest fall)"
+    print(f"suggested learning rate: {told}")
     return found
 
 
 def steepest(rates, smoothed):
-    """The learning rate at which `smoothed` falls fastest against log(lr)."""
-    if len(rates) < 3:
-        return rates[0] if rates else None
+    """The learning rate at which `smoothed` falls fastest against log(lr); None of too few steps.
+
+    The first SKIP_START steps, where the running mean has no memory yet, and the last SKIP_END,
+    where the loss already rises, do not count.
+    """
+    if len(rates) < SKIP_START + SKIP_END + 2:
+        return None
     slope = np.gradient(np.asarray(smoothed), np.log(np.asarray(rates)))
-    return float(rates[int(np.argmin(slope))])
+    return float(rates[SKIP_START + int(np.argmin(slope[SKIP_START:-SKIP_END]))])

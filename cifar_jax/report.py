@@ -25,6 +25,7 @@ STYLE = {
     "legend.frameon": False,
     "savefig.dpi": 150,
 }
+matplotlib.rcParams.update(STYLE)
 
 
 def _figure(width, height):
@@ -257,19 +258,18 @@ def write_report(
     """
     steps_per_epoch = result["steps"] / result["epochs"] if result["epochs"] else 1
     eval_name = "validation" if "validation" in result["dataset"]["sizes"] else "test"
-    with matplotlib.rc_context(STYLE):
+    figures = {
+        "per_class": draw_per_class(result["per_class"]),
+        "confusion": draw_confusion(confusion, class_names),
+        "mistakes": draw_mistakes(images, labels, logits, class_names),
+        **draw_samples(samples, class_names),
+    }
+    if records:
         figures = {
-            "per_class": draw_per_class(result["per_class"]),
-            "confusion": draw_confusion(confusion, class_names),
-            "mistakes": draw_mistakes(images, labels, logits, class_names),
-            **draw_samples(samples, class_names),
+            "curves": draw_curves(records, learning_rate, steps_per_epoch, eval_name),
+            **figures,
         }
-        if records:
-            figures = {
-                "curves": draw_curves(records, learning_rate, steps_per_epoch, eval_name),
-                **figures,
-            }
-        pictures = save(figures, folder)
+    pictures = save(figures, folder)
     captions = {
         "curves": "Loss, accuracy and learning rate by epoch (train: with augmentation; "
         f"{eval_name}: evaluation mode)",
