@@ -2,8 +2,7 @@
 says orbax.
 
 A checkpoint is three items: `model` (params, batch_stats: all that evaluation needs), `training`
-(step, optimizer
-state, key, the sums of the epoch under way) and `meta` (JSON).
+(step, optimizer state, key, the sums of the epoch under way) and `meta` (JSON).
 """
 
 import math
@@ -23,6 +22,21 @@ def _eval_loss(metrics):
     """The figure that ranks checkpoints; a missing or non-finite loss is never the best."""
     loss = (metrics or {}).get("eval_loss", math.inf)
     return loss if math.isfinite(loss) else math.inf
+
+
+def _model(state):
+    """The item `model` of a TrainState."""
+    return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def _training(state, epoch_metrics):
+    """The item `training` of a TrainState and the sums of its epoch."""
+    return {
+        "step": state.step,
+        "opt_state": state.opt_state,
+        "key": jax.random.key_data(state.key),
+        "epoch_metrics": epoch_metrics,
+    }
 
 
 class Checkpoints:
@@ -73,15 +87,8 @@ class Checkpoints:
         """Save under the state's step; `eval_loss` where the model was evaluated at it."""
         step = int(state.step)
         items = ocp.args.Composite(
-            model=ocp.args.StandardSave({"params": state.params, "batch_stats": state.batch_stats}),
-            training=ocp.args.StandardSave(
-                {
-                    "step": state.step,
-                    "opt_state": state.opt_state,
-                    "key": jax.random.key_data(state.key),
-                    "epoch_metrics": epoch_metrics,
-                }
-            ),
+            model=ocp.args.StandardSave(_model(state)),
+            training=ocp.args.StandardSave(_training(state, epoch_metrics)),
             meta=ocp.args.JsonSave({"version": VERSION, **meta}),
         )
         loss = _eval_loss({} if eval_loss is None else {"eval_loss": eval_loss})
@@ -92,10 +99,7 @@ class Checkpoints:
 
     def restore_model(self, step, state):
         """`state` with the params and batch_stats of checkpoint `step`."""
-        model = self._restore(
-            step, model={"params": state.params, "batch_stats": state.batch_stats}
-        )["model"]
-        return state.replace(params=model["params"], batch_stats=model["batch_stats"])
+        return state.replace(**self._restore(step, model=_model(state))["model"])
 
     def restore_best(self, state):
         """`state` with the best checkpoint's step, params, batch_stats; InputError if none."""
@@ -108,14 +112,8 @@ class Checkpoints:
     def restore(self, step, state, epoch_metrics):
         """(state, epoch_metrics, meta) of checkpoint `step`; the arguments give structure, shapes
         and dtypes."""
-        training = {
-            "step": state.step,
-            "opt_state": state.opt_state,
-            "key": jax.random.key_data(state.key),
-            "epoch_metrics": epoch_metrics,
-        }
-        model = {"params": state.params, "batch_stats": state.batch_stats}
-        items = self._restore(step, model=model, training=training, meta=None)
+        training = _training(state, epoch_metrics)
+        items = self._restore(step, model=_model(state), training=training, meta=None)
         if items["meta"].get("version") != VERSION:
             found = items["meta"].get("version")
             raise InputError(
@@ -124,8 +122,7 @@ class Checkpoints:
         training = items["training"]
         state = state.replace(
             step=training["step"],
-            params=items["model"]["params"],
-            batch_stats=items["model"]["batch_stats"],
+            **items["model"],
             opt_state=training["opt_state"],
             key=jax.random.wrap_key_data(training["key"]),
         )

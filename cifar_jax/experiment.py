@@ -96,14 +96,14 @@ def _section(name):
 
 
 def load_data(config):
-    """(train, validation or None, test) on the host."""
+    """{'train', 'validation' if one is held out, 'test': Dataset} on the host."""
     train, test = (
         data.load(config.data.name, config.data.dir, split) for split in ("train", "test")
     )
-    validation = None
-    if config.data.validation:
-        train, validation = data.hold_out(train, config.data.validation, config.seed)
-    return train, validation, test
+    if not config.data.validation:
+        return {"train": train, "test": test}
+    train, validation = data.hold_out(train, config.data.validation, config.seed)
+    return {"train": train, "validation": validation, "test": test}
 
 
 def make_experiment(config, total_steps=None):
@@ -119,8 +119,7 @@ def make_experiment(config, total_steps=None):
     class_names = data.CLASS_NAMES.get(config.data.name, ())
     model = make_model(config, class_names)
     augment, normalize = make_augments(config)
-    splits = dict(zip(("train", "validation", "test"), load_data(config), strict=True))
-    splits = {name: split for name, split in splits.items() if split is not None}
+    splits = load_data(config)
     n = len(splits["train"])
     if config.batch_size > n:
         raise InputError(

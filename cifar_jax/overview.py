@@ -49,8 +49,7 @@ def show_data(config, workdir):
     folder = writable(workdir) / "data"
     class_names = data.CLASS_NAMES.get(config.data.name, ())
     augment, _ = make_augments(config)
-    splits = dict(zip(("train", "validation", "test"), load_data(config), strict=True))
-    splits = {name: split for name, split in splits.items() if split is not None}
+    splits = load_data(config)
     counts = {
         name: np.bincount(split.labels, minlength=len(class_names))
         for name, split in splits.items()

@@ -23,8 +23,7 @@ def train_and_evaluate(config, workdir):
     result.json.
 
     status: 'done'; 'stopped' (at config.stop_after); 'interrupted' (SIGTERM or SIGINT: the same
-    command goes on);
-    'diverged' (a non-finite loss or state). Raises InputError for bad input.
+    command goes on); 'diverged' (a non-finite loss or state). Raises InputError for bad input.
     """
     path = files.open_workdir(workdir, config.to_dict(), environment())
     finished = files.read_json(path / "result.json")
@@ -270,7 +269,7 @@ class Run:
         return math.isfinite(train["loss"]) and self.save_if_finite(measured["loss"])
 
     def save_if_finite(self, eval_loss=None):
-        """Save a checkpoint unless parameters or statistics are not finite; says which."""
+        """Save a checkpoint if the state is finite; returns whether it is."""
         if not self.finite(self.state):
             return False
         self.checkpoints.save(
