@@ -7,13 +7,18 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-MODES = ("train", "evaluate", "summary", "lr_find", "predict", "data")
+MODES = (
+    *("train", "evaluate", "summary", "lr_find", "predict", "data"),
+    *("export", "import", "compare"),
+)
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "the run: configs/NAME.py[:VARIANT]", lock_config=True
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; holds all it writes")
 MODE = flags.DEFINE_enum("mode", "train", MODES, "what to do; see README.md")
 IMAGES = flags.DEFINE_string("images", "", "predict: image files, joined by commas")
+FORMAT = flags.DEFINE_enum("format", "torch", ("torch", "safetensors"), "export: of the file")
+WEIGHTS = flags.DEFINE_string("weights", "", "import: a .pt or .safetensors file")
 EXIT_CODES = {"done": 0, "stopped": 0, "diverged": 3, "interrupted": 75}
 
 
@@ -48,18 +53,21 @@ def refuse(text):
 def main(argv):
     del argv
     logging.set_verbosity(logging.ERROR)  # Orbax logs a page a save
-    from cifar_jax import InputError, lr_finder, overview, predict, train
+    from cifar_jax import InputError, compare, exchange, lr_finder, overview, predict, train
 
     actions = {
-        "train": lambda: train.train_and_evaluate(CONFIG.value, WORKDIR.value),
-        "evaluate": lambda: train.evaluate(CONFIG.value, WORKDIR.value),
-        "summary": lambda: overview.print_summary(CONFIG.value),
-        "lr_find": lambda: lr_finder.find_learning_rate(CONFIG.value, WORKDIR.value),
-        "predict": lambda: predict.predict(CONFIG.value, WORKDIR.value, IMAGES.value),
-        "data": lambda: overview.show_data(CONFIG.value, WORKDIR.value),
+        "train": train.train_and_evaluate,
+        "evaluate": train.evaluate,
+        "summary": lambda config, _: overview.print_summary(config),
+        "lr_find": lr_finder.find_learning_rate,
+        "predict": lambda *run: predict.predict(*run, IMAGES.value),
+        "data": overview.show_data,
+        "export": lambda *run: exchange.export_weights(*run, FORMAT.value),
+        "import": lambda *run: exchange.import_weights(*run, WEIGHTS.value),
+        "compare": compare.compare,
     }
     try:
-        result = actions[MODE.value]()
+        result = actions[MODE.value](CONFIG.value, WORKDIR.value)
     except InputError as error:
         refuse(error)
     if MODE.value == "train":

@@ -20,7 +20,9 @@ import optax
 from ml_collections import ConfigDict
 
 from cifar_jax import InputError, data, sharding
+from cifar_jax import workdir as files
 from cifar_jax.augment import make_augment
+from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.data import Dataset
 from cifar_jax.models import create_model
 from cifar_jax.optim import Schedules, make_optimizer, make_schedules
@@ -51,14 +53,14 @@ class Experiment:
     step: Callable  # see steps.make_train_step
     evaluate: Callable  # see steps.make_evaluate; jitted
 
-    def init_state(self):
-        """The initial TrainState of config.seed, whole on every device."""
+    def init_state(self, seed=None):
+        """The initial TrainState of `seed` (None: config.seed), whole on every device."""
         shape = self.test.images.shape[1:]
         init = jax.jit(
             lambda key: init_state(key, self.model, self.tx, shape),
             out_shardings=self.placement,
         )
-        return init(jax.random.key(self.config.seed))
+        return init(jax.random.key(self.config.seed if seed is None else seed))
 
 
 def make_model(config, class_names, image_shape=(32, 32, 3)):
@@ -173,6 +175,20 @@ def make_experiment(config, total_steps=None):
         step=step,
         evaluate=jax.jit(evaluate, out_shardings=placement),
     )
+
+
+def restore_best(config, workdir, image_shape=(32, 32, 3)):
+    """(workdir's path, flax module, TrainState of the best checkpoint without optimizer).
+
+    Needs no data. Raises InputError if there is no such run or it has another config.
+    """
+    path = files.existing(workdir)
+    files.check_config(path, config.to_dict(), files.LOOKING_FIELDS)
+    model = make_model(config, data.CLASS_NAMES.get(config.data.name, ()), image_shape)
+    state = init_state(jax.random.key(0), model, optax.identity(), image_shape)
+    whole = sharding.replicated(sharding.make_mesh())
+    with Checkpoints(path / "checkpoints", whole, read_only=True) as checkpoints:
+        return path, model, checkpoints.restore_best(state)
 
 
 def sample_images(train, augment, normalization, class_names, seed, columns=10):

@@ -4,14 +4,11 @@ import pathlib
 
 import jax
 import numpy as np
-import optax
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from cifar_jax import InputError, data, sharding
-from cifar_jax import workdir as files
-from cifar_jax.checkpoint import Checkpoints
-from cifar_jax.experiment import make_augments, make_model
-from cifar_jax.steps import init_state, make_predict
+from cifar_jax import InputError, data
+from cifar_jax.experiment import make_augments, restore_best
+from cifar_jax.steps import make_predict
 
 SIZE = 32
 
@@ -25,15 +22,9 @@ def predict(config, workdir, images):
     """
     if not images:
         raise InputError("name image files with --images=a.png,b.jpg")
-    path = files.existing(workdir)
-    files.check_config(path, config.to_dict(), files.LOOKING_FIELDS)
+    _, model, state = restore_best(config, workdir, (SIZE, SIZE, 3))
     class_names = data.CLASS_NAMES.get(config.data.name, ())
-    model = make_model(config, class_names)
     _, normalize = make_augments(config)
-    state = init_state(jax.random.key(0), model, optax.identity(), (SIZE, SIZE, 3))
-    whole = sharding.replicated(sharding.make_mesh())
-    with Checkpoints(path / "checkpoints", whole, read_only=True) as checkpoints:
-        state = checkpoints.restore_best(state)
     logits_of = jax.jit(make_predict(model, transform=normalize))
     found, unreadable = [], []
     for name in images.split(","):

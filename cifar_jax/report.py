@@ -224,9 +224,7 @@ def save(figures, folder):
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {}
     for name, figure in figures.items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        pictures[name] = buffer.getvalue()
+        pictures[name] = _png(figure)
         part = folder / f".{name}.png.part"
         part.write_bytes(pictures[name])
         part.replace(folder / f"{name}.png")
@@ -279,22 +277,118 @@ def write_report(
         "samples": "Ten training images of each class",
         "augmented": "What the network sees: each row one image and nine augmented versions",
     }
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"), autoescape=True
-    )
-    page = environment.get_template("report.html").render(
+    _write_page(
+        pathlib.Path(folder) / "index.html",
+        "report.html",
+        pictures=_embedded(pictures, captions),
         result=result,
         records=records,
         config=_flat(config),
         eval_name=eval_name,
-        pictures=[
-            (name, captions[name], base64.b64encode(pictures[name]).decode()) for name in pictures
-        ],
     )
-    path = pathlib.Path(folder) / "index.html"
-    part = path.with_name(".index.html.part")
-    part.write_text(page)
+
+
+def draw_losses(runs):
+    """Training loss a step of each pair of `runs` (see compare.py), both sides over each other."""
+    figure = _figure(10, 3.6)
+    left, right = figure.subplots(1, 2, sharey=True)
+    count = len(runs[0]["jax"]["losses"])
+    steps = np.arange(1, count + 1)
+    for axes, shown, title in (
+        (left, slice(0, min(20, count)), "the first steps"),
+        (right, slice(0, count), "all steps, running mean"),
+    ):
+        for k, run in enumerate(runs):
+            for side, label, color, dash in SIDES:
+                losses = np.array([_number(x) for x in run[side]["losses"]])
+                if axes is right:
+                    losses = _running_mean(losses, max(1, count // 50))
+                axes.plot(
+                    steps[shown],
+                    losses[shown],
+                    dash,
+                    color=color,
+                    linewidth=1.4,
+                    alpha=0.85,
+                    label=label if k == 0 else None,
+                )
+        axes.set(xlabel="step", ylabel="cross-entropy (nats)", title=f"Training loss, {title}")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend()
+    return figure
+
+
+def draw_speed(timing):
+    """Images a second of each form, a bar each with the range over the rounds."""
+    forms = {name: form for name, form in timing.items() if "error" not in form}
+    figure = _figure(8, 0.9 + 0.42 * len(forms))
+    axes = figure.subplots()
+    names = list(forms)
+    values = np.array([form["images_per_second"] for form in forms.values()])
+    low, high = np.array([form["spread"] for form in forms.values()]).T
+    colors = [TRAIN_COLOR if name.startswith("jax") else EVAL_COLOR for name in names]
+    bars = axes.barh(
+        names, values, color=colors, xerr=[values - low, high - values], ecolor="#444444", capsize=3
+    )
+    axes.bar_label(bars, fmt="{:,.0f}", padding=5)
+    axes.invert_yaxis()
+    axes.set(xlabel="images/s in training", xlim=(0, 1.15 * high.max()), title="Speed")
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+SIDES = (("jax", "JAX", TRAIN_COLOR, "-"), ("torch", "PyTorch", EVAL_COLOR, "--"))
+
+
+def _running_mean(values, width):
+    """Mean of the last `width` values at each place."""
+    sums = np.cumsum(np.concatenate([np.zeros(1), values]))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - width, 0)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def write_comparison(folder, comparison):
+    """Write folder/comparison.html, which holds its pictures, from a comparison.json's content."""
+    figures = {
+        "losses": draw_losses(comparison["runs"]),
+        "speed": draw_speed(comparison["timing"]),
+    }
+    captions = {
+        "losses": "Loss of the training batches, a line a side and a seed: PyTorch's (dashed) over "
+        "JAX's where they are the same; dropout, where the net has it, differs",
+        "speed": "Training speed; whiskers: slowest and fastest round",
+    }
+    pictures = {name: _png(figure) for name, figure in figures.items()}
+    _write_page(
+        pathlib.Path(folder) / "comparison.html",
+        "comparison.html",
+        pictures=_embedded(pictures, captions),
+        c=comparison,
+    )
+
+
+def _embedded(pictures, captions):
+    """[(name, caption, base64)] of {name: PNG bytes}."""
+    return [
+        (name, captions[name], base64.b64encode(data).decode()) for name, data in pictures.items()
+    ]
+
+
+def _write_page(path, template, **values):
+    """Render a template of templates/ to `path`, whole or not at all."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"), autoescape=True
+    )
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(environment.get_template(template).render(**values))
     part.replace(path)
+
+
+def _png(figure):
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
 
 
 def _slant(axes, names):

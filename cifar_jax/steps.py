@@ -67,6 +67,27 @@ def take(dataset, rows):
     return jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="clip"), dataset)
 
 
+def make_batches(*, batch_size, num_examples, augment, shard=lambda batch: batch):
+    """batches(key, step, dataset, size=batch_size) -> (augmented images, labels, dropout key).
+
+    Step t takes examples [i * batch_size, i * batch_size + size) of epoch t // steps_per_epoch's
+    random order, i = t modulo steps_per_epoch = ceil(num_examples / batch_size); the last batch of
+    an epoch is smaller and needs its own static `size`. All follows from (key, step) alone.
+    `augment(key, u8 images)` includes the normalisation; `shard` constrains the batch's sharding.
+    """
+    steps_per_epoch = -(-num_examples // batch_size)
+
+    def batches(key, step, dataset, size=batch_size):
+        epoch, i = step // steps_per_epoch, step % steps_per_epoch
+        order_key = random.fold_in(random.fold_in(key, 0), epoch)
+        augment_key, dropout_key = random.split(random.fold_in(random.fold_in(key, 1), step))
+        rows = shuffled(order_key, i * batch_size + jnp.arange(size), num_examples)
+        batch = shard(take(dataset, rows))
+        return augment(augment_key, batch.images), batch.labels, dropout_key
+
+    return batches
+
+
 def make_train_step(
     model,
     tx,
@@ -81,28 +102,17 @@ def make_train_step(
     """One optimizer step as a pure function: step(state, dataset, size=batch_size) -> (state,
     Metrics).
 
-    Step t takes examples [i * batch_size, i * batch_size + size) of epoch t // steps_per_epoch's
-    random order, i = t
-    modulo steps_per_epoch = ceil(num_examples / batch_size); the last batch of an epoch is smaller
-    and needs its own
-    static `size`. Order, augmentation and dropout follow from (state.key, step) alone.
-    `augment(key, u8 images)`
-    includes the normalisation; `reduction` of the loss is 'mean' or 'sum' over the batch; `shard`
-    constrains the
-    batch's sharding. Metrics are of the training-mode forward pass.
+    It trains on make_batches' batch of its step; dropout follows from (state.key, step) too.
+    `reduction` of the loss is 'mean' or 'sum' over the batch. Metrics are of the training-mode
+    forward pass.
     """
-    steps_per_epoch = -(-num_examples // batch_size)
+    batches = make_batches(
+        batch_size=batch_size, num_examples=num_examples, augment=augment, shard=shard
+    )
     scale = {"mean": lambda size: 1.0 / size, "sum": lambda size: 1.0}[reduction]
 
     def step(state, dataset, size=batch_size):
-        epoch, i = state.step // steps_per_epoch, state.step % steps_per_epoch
-        order_key = random.fold_in(random.fold_in(state.key, 0), epoch)
-        augment_key, dropout_key = random.split(
-            random.fold_in(random.fold_in(state.key, 1), state.step)
-        )
-        rows = shuffled(order_key, i * batch_size + jnp.arange(size), num_examples)
-        batch = shard(take(dataset, rows))
-        images = augment(augment_key, batch.images)
+        images, labels, dropout_key = batches(state.key, state.step, dataset, size)
 
         def loss_fn(params):
             variables = {"params": params, "batch_stats": state.batch_stats}
@@ -114,8 +124,8 @@ def make_train_step(
                 mutable=["batch_stats"],
             )
             logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-            losses = per_example_loss(logits, batch.labels, label_smoothing)
-            metrics = measure(logits, batch.labels, losses)
+            losses = per_example_loss(logits, labels, label_smoothing)
+            metrics = measure(logits, labels, losses)
             return losses.sum() * scale(size), (metrics, updated.get("batch_stats", {}))
 
         grads, (metrics, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)

@@ -66,6 +66,15 @@ def get_config():
     c.lr_find.end_lr = 10.0
     c.lr_find.steps = 200
 
+    c.compare = ConfigDict()  # --mode=compare
+    c.compare.epochs = 1.0  # that each side trains, of the whole recipe's schedule
+    c.compare.seeds = 3  # pairs: seed, seed + 1, ...
+    c.compare.test_images = 0  # the first so many test images; 0: all
+    c.compare.dtypes = ("float32", "bfloat16")  # timed; memory is measured for the first
+    c.compare.compiled = True  # time torch.compile as well
+    c.compare.rounds = 5  # of timing, every form once in each
+    c.compare.steps = 2  # training steps of a form in a round
+
     c.augment = ConfigDict()
     c.augment.ops = (
         "normalize",

@@ -16,6 +16,9 @@ def get_config(variant=""):
     c = base()
     c.seed = 1
     c.model.name = "dilated"
+    c.model.unbiased_variance = (
+        True  # in BatchNorm's running statistics, as PyTorch's; False: Flax's
+    )
     c.epochs = 150
     c.batch_size = 32
     c.optim.name = "sgd"

@@ -19,6 +19,9 @@ def get_config(variant=""):
     # logged 11 % after its first epoch). In seed 2 every block has gates open for most images.
     c.seed = 2
     c.model.name = "mixture"
+    c.model.unbiased_variance = (
+        True  # in BatchNorm's running statistics, as PyTorch's; False: Flax's
+    )
     c.model.sequential = variant == "sequential"
     c.epochs = 50
     c.batch_size = 128

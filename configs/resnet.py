@@ -12,6 +12,9 @@ def get_config(variant=""):
     c = base()
     c.seed = 1
     c.model.name = "resnet"
+    c.model.unbiased_variance = (
+        True  # in BatchNorm's running statistics, as PyTorch's; False: Flax's
+    )
     c.epochs = 24
     c.batch_size = 512
     c.loss.reduction = "sum"

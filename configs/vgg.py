@@ -11,6 +11,9 @@ def get_config(variant=""):
     without_variants("vgg", variant)
     c = base()
     c.model.name = "vgg"
+    c.model.unbiased_variance = (
+        True  # in BatchNorm's running statistics, as PyTorch's; False: Flax's
+    )
     c.epochs = 120
     c.batch_size = 32
     c.optim.name = "sgd"

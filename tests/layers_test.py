@@ -11,10 +11,22 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "cifar_jax"
 LAYERS = [
     ["__init__"],
-    ["augment", "checkpoint", "data", "metrics", "models", "optim", "sharding", "workdir"],
+    [
+        "augment",
+        "checkpoint",
+        "data",
+        "metrics",
+        "models",
+        "optim",
+        "sharding",
+        "workdir",
+        "torch_twin",
+        "weights",
+    ],
     ["steps", "report"],
     ["experiment"],
-    ["train", "overview", "lr_finder", "predict"],
+    ["train", "overview", "lr_finder", "predict", "exchange"],
+    ["compare"],
 ]
 ONLY_IN = {
     "matplotlib": "report",

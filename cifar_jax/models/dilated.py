@@ -18,13 +18,15 @@ class Dilated(nn.Module):
 
     num_classes: int = 10
     head_width: int = 100
+    unbiased_variance: bool = True  # in BatchNorm's running statistics
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x, train):
         def unit(x, width, name, **conv):
             x = Conv(width, **{"use_bias": False, **conv}, dtype=self.dtype, name=f"{name}_conv")(x)
-            return nn.relu(BatchNorm(dtype=self.dtype, name=f"{name}_bn")(x, train))
+            norm = BatchNorm(unbiased=self.unbiased_variance, dtype=self.dtype, name=f"{name}_bn")
+            return nn.relu(norm(x, train))
 
         x = unit(x, 32, "c1a")  # [B, 32, 32, 32]
         x = unit(x, 30, "c1b", padding=0)  # [B, 30, 30, 30]

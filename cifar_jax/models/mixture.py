@@ -29,6 +29,7 @@ class Mixture(nn.Module):
     head_width: int = 128
     dropout: float = 0.2
     sequential: bool = False
+    unbiased_variance: bool = True  # in BatchNorm's running statistics
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -41,6 +42,9 @@ class Mixture(nn.Module):
         x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
         return Dense(self.num_classes, dtype=self.dtype, name="fc2")(x)
 
+    def norm(self, name):
+        return BatchNorm(unbiased=self.unbiased_variance, dtype=self.dtype, name=name)
+
     def mixture_block(self, x, train, width, pool, name):
         weights = nn.relu(
             Dense(self.branches, dtype=self.dtype, name=f"{name}_gate")(x.mean((1, 2)))
@@ -48,7 +52,7 @@ class Mixture(nn.Module):
         x = Conv(self.branches * width, dtype=self.dtype, name=f"{name}_conv")(
             x
         )  # [B, H, W, K * width]
-        x = nn.relu(BatchNorm(dtype=self.dtype, name=f"{name}_bn")(x, train))
+        x = nn.relu(self.norm(f"{name}_bn")(x, train))
         if pool:
             x = max_pool(x, 2)
         x = x.reshape(*x.shape[:3], self.branches, width)
@@ -57,5 +61,5 @@ class Mixture(nn.Module):
     def sequential_block(self, x, train, width, pool, name):
         for k in range(1, self.branches + 1):
             x = Conv(width, dtype=self.dtype, name=f"{name}_conv{k}")(x)
-            x = nn.relu(BatchNorm(dtype=self.dtype, name=f"{name}_bn{k}")(x, train))
+            x = nn.relu(self.norm(f"{name}_bn{k}")(x, train))
         return max_pool(x, 2) if pool else x

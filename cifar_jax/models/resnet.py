@@ -20,6 +20,7 @@ class ResNet(nn.Module):
 
     num_classes: int = 10
     widths: tuple[int, ...] = (64, 128, 256, 512)
+    unbiased_variance: bool = True  # in BatchNorm's running statistics
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -30,7 +31,8 @@ class ResNet(nn.Module):
             )
             if pool:
                 x = max_pool(x, 2)
-            return nn.relu(BatchNorm(dtype=self.dtype, name=f"{name}_bn")(x, train))
+            norm = BatchNorm(unbiased=self.unbiased_variance, dtype=self.dtype, name=f"{name}_bn")
+            return nn.relu(norm(x, train))
 
         prep, first, second, third = self.widths
         x = unit(x, prep, "prep")  # [B, 32, 32, 64]

@@ -1,6 +1,8 @@
 """System 000: eight convolutions in four pooled pairs, then a four-layer head
 (ZiadHelal/pytorch-cifar10)."""
 
+import functools
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -20,14 +22,16 @@ class VGG(nn.Module):
     dropout: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5)
     head_widths: tuple[int, ...] = (1024, 512, 256)
     head_dropout: float = 0.3
+    unbiased_variance: bool = True  # in BatchNorm's running statistics
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x, train):
+        norm = functools.partial(BatchNorm, unbiased=self.unbiased_variance)
         for i, (width, rate) in enumerate(zip(self.widths, self.dropout, strict=True)):
             for j in (2 * i + 1, 2 * i + 2):
                 x = Conv(width, dtype=self.dtype, name=f"conv{j}")(x)
-                x = BatchNorm(dtype=self.dtype, name=f"bn{j}")(nn.relu(x), train)
+                x = norm(dtype=self.dtype, name=f"bn{j}")(nn.relu(x), train)
             x = max_pool(x, 2)  # [B, 16, 16, 32], [B, 8, 8, 64], [B, 4, 4, 128], [B, 2, 2, 256]
             x = nn.Dropout(rate, deterministic=not train, name=f"dropout{i + 1}")(x)
         x = x.reshape(x.shape[0], -1)  # [B, 1024]

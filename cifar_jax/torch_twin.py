@@ -1,0 +1,424 @@
+"""The systems in PyTorch: plain torch.nn modules beside the Flax ones, recipes with torch.optim.
+
+The only file that imports torch. The modules follow the same description layer by layer, keep
+PyTorch's order [B, C, H, W] and are not derived from the Flax ones, so that each side checks the
+other; weights.py knows which tensor is which.
+"""
+
+import contextlib
+import inspect
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from cifar_jax import InputError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+class VGG(nn.Module):
+    """System 000: (Conv -> ReLU -> BatchNorm) x 2 -> max-pool -> dropout, four times; head."""
+
+    def __init__(
+        self,
+        num_classes=10,
+        image_size=32,
+        widths=(32, 64, 128, 256),
+        dropout=(0.2, 0.3, 0.4, 0.5),
+        head_widths=(1024, 512, 256),
+        head_dropout=0.3,
+    ):
+        super().__init__()
+        self.dropout, self.head_dropout = dropout, head_dropout
+        channels, i = 3, 0
+        for width in widths:
+            for _ in range(2):
+                i += 1
+                self.add_module(f"conv{i}", nn.Conv2d(channels, width, 3, padding=1))
+                self.add_module(f"bn{i}", nn.BatchNorm2d(width))
+                channels = width
+        features = channels * (image_size // 2 ** len(widths)) ** 2
+        self.head = len(head_widths) + 1
+        for i, width in enumerate((*head_widths, num_classes), 1):
+            self.add_module(f"fc{i}", nn.Linear(features, width))
+            features = width
+
+    def forward(self, x):
+        for i, rate in enumerate(self.dropout):
+            for j in (2 * i + 1, 2 * i + 2):
+                x = getattr(self, f"bn{j}")(F.relu(getattr(self, f"conv{j}")(x)))
+            x = F.dropout(F.max_pool2d(x, 2), rate, self.training)
+        x = x.flatten(1)
+        for i in range(1, self.head):
+            x = F.dropout(F.relu(getattr(self, f"fc{i}")(x)), self.head_dropout, self.training)
+        return F.log_softmax(getattr(self, f"fc{self.head}")(x), 1)
+
+
+class ConvNet(nn.Module):
+    """System 001: five Conv -> ReLU; max-pool after 2 and 4, Dropout2d after 3 and 5; head."""
+
+    def __init__(
+        self,
+        num_classes=10,
+        image_size=32,
+        widths=(8, 32, 64, 128, 256),
+        head_widths=(256, 128, 64),
+        dropout=0.5,
+    ):
+        super().__init__()
+        self.dropout, self.convs, self.head = dropout, len(widths), len(head_widths) + 1
+        channels = 3
+        for i, width in enumerate(widths, 1):
+            conv = nn.Conv2d(channels, width, 3, padding=int(i < len(widths)))
+            self.add_module(f"conv{i}", conv)
+            channels = width
+        features = channels * (image_size // 4 - 2) ** 2
+        for i, width in enumerate((*head_widths, num_classes), 1):
+            self.add_module(f"fc{i}", nn.Linear(features, width))
+            features = width
+
+    def forward(self, x):
+        for i in range(1, self.convs + 1):
+            x = F.relu(getattr(self, f"conv{i}")(x))
+            if i in (2, 4):
+                x = F.max_pool2d(x, 2)
+            if i in (3, 5):
+                x = F.dropout2d(x, self.dropout, self.training)
+        x = x.flatten(1)
+        for i in range(1, self.head):
+            x = F.relu(getattr(self, f"fc{i}")(x))
+        return getattr(self, f"fc{self.head}")(x)
+
+
+class Unit(nn.Module):
+    """Conv -> (max-pool) -> BatchNorm -> ReLU."""
+
+    def __init__(self, channels, width, pool=False, **conv):
+        super().__init__()
+        settings = {"kernel_size": 3, "padding": 1, "bias": False, **conv}
+        self.conv = nn.Conv2d(channels, width, **settings)
+        self.bn = nn.BatchNorm2d(width)
+        self.pool = pool
+
+    def forward(self, x):
+        x = self.conv(x)
+        if self.pool:
+            x = F.max_pool2d(x, 2)
+        return F.relu(self.bn(x))
+
+
+class ResNet(nn.Module):
+    """System 002: prep, layer1 + residual, layer2, layer3 + residual, k4 s2 p1 max-pool, linear."""
+
+    def __init__(self, num_classes=10, image_size=32, widths=(64, 128, 256, 512)):
+        super().__init__()
+        prep, first, second, third = widths
+        self.prep = Unit(3, prep)
+        self.layer1 = Unit(prep, first, pool=True)
+        self.res1a, self.res1b = Unit(first, first), Unit(first, first)
+        self.layer2 = Unit(first, second, pool=True, padding=0)
+        self.layer3 = Unit(second, third, pool=True)
+        self.res3a, self.res3b = Unit(third, third), Unit(third, third)
+        if ((image_size // 2 - 2) // 2) // 2 != 3:
+            raise InputError("the twin of resnet takes images of 32 x 32")
+        self.fc = nn.Linear(third, num_classes, bias=False)
+
+    def forward(self, x):
+        x = self.layer1(self.prep(x))
+        x = x + self.res1b(self.res1a(x))
+        x = self.layer3(self.layer2(x))
+        x = x + self.res3b(self.res3a(x))
+        return self.fc(F.max_pool2d(x, 4, stride=2, padding=1).flatten(1))
+
+
+class Branch(nn.Module):
+    """Conv with bias -> BatchNorm -> ReLU -> (max-pool)."""
+
+    def __init__(self, channels, width, pool):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, width, 3, padding=1)
+        self.bn = nn.BatchNorm2d(width)
+        self.pool = pool
+
+    def forward(self, x):
+        x = F.relu(self.bn(self.conv(x)))
+        return F.max_pool2d(x, 2) if self.pool else x
+
+
+class MixtureBlock(nn.Module):
+    """Parallel branches, added with the image's own weights ReLU(Linear(global average))."""
+
+    def __init__(self, channels, width, pool, branches):
+        super().__init__()
+        self.gate = nn.Linear(channels, branches)
+        self.branches = nn.ModuleList(Branch(channels, width, pool) for _ in range(branches))
+
+    def forward(self, x):
+        weights = F.relu(self.gate(x.mean((2, 3))))
+        outputs = (branch(x) for branch in self.branches)
+        return sum(w[:, None, None, None] * y for w, y in zip(weights.T, outputs, strict=True))
+
+
+class SequentialBlock(nn.Module):
+    """The literal reading of system 003's README: the branches one after the other."""
+
+    def __init__(self, channels, width, pool, branches):
+        super().__init__()
+        sizes = [channels, *[width] * branches]
+        self.branches = nn.ModuleList(
+            Branch(sizes[k], width, pool and k == branches - 1) for k in range(branches)
+        )
+
+    def forward(self, x):
+        for branch in self.branches:
+            x = branch(x)
+        return x
+
+
+class Mixture(nn.Module):
+    """System 003: six dynamic-mixture blocks, global average, two linear layers."""
+
+    def __init__(
+        self,
+        num_classes=10,
+        image_size=32,
+        widths=(20, 32, 64, 128, 256, 512),
+        pooled=(False, False, True, True, True, True),
+        branches=3,
+        head_width=128,
+        dropout=0.2,
+        sequential=False,
+    ):
+        super().__init__()
+        self.dropout, self.blocks = dropout, len(widths)
+        block = SequentialBlock if sequential else MixtureBlock
+        for i, (channels, width, pool) in enumerate(
+            zip((3, *widths[:-1]), widths, pooled, strict=True), 1
+        ):
+            self.add_module(f"block{i}", block(channels, width, pool, branches))
+        self.fc1, self.fc2 = nn.Linear(widths[-1], head_width), nn.Linear(head_width, num_classes)
+
+    def forward(self, x):
+        for i in range(1, self.blocks + 1):
+            x = getattr(self, f"block{i}")(x)
+        x = F.relu(self.fc1(x.mean((2, 3))))
+        return self.fc2(F.dropout(x, self.dropout, self.training))
+
+
+class Dilated(nn.Module):
+    """System 004: grouped and dilated convolutions, 3x3 average pool, two linear layers."""
+
+    def __init__(self, num_classes=10, image_size=32, head_width=100):
+        super().__init__()
+        self.c1a, self.c1b = Unit(3, 32), Unit(32, 30, padding=0)
+        self.c2a = Unit(30, 30, groups=3, bias=True)
+        self.c2b = Unit(30, 32, kernel_size=1, padding=0, bias=True)
+        self.c3a, self.c3b = Unit(32, 64, dilation=2), Unit(64, 64, dilation=2)
+        self.c3c = Unit(64, 64, dilation=2)
+        self.c4a, self.c4b, self.c4c = Unit(64, 128), Unit(128, 128), Unit(128, 128)
+        self.c4d, self.c4e, self.c4f = Unit(128, 128), Unit(128, 256), Unit(256, 128)
+        self.fc1 = nn.Linear(128 * ((image_size - 8) // 3) ** 2, head_width)
+        self.fc2 = nn.Linear(head_width, num_classes)
+
+    def forward(self, x):
+        x = self.c2b(self.c2a(self.c1b(self.c1a(x))))
+        x = self.c3c(self.c3b(self.c3a(x)))
+        x = self.c4f(self.c4e(self.c4d(self.c4c(self.c4b(self.c4a(x))))))
+        x = F.avg_pool2d(x, 3).flatten(1)
+        return F.log_softmax(self.fc2(self.fc1(x)), 1)
+
+
+TWINS = {"vgg": VGG, "convnet": ConvNet, "resnet": ResNet, "mixture": Mixture, "dilated": Dilated}
+
+
+def create_twin(name, *, num_classes=10, image_size=32, dtype="float32", **kwargs):
+    """The torch.nn module of family `name`; takes the fields of models.create_model.
+
+    Maps images [B, 3, H, W] to logits or log-probabilities [B, num_classes]. `dtype` is not used
+    but for float64: PyTorch computes bfloat16 under autocast. Raises InputError for a field that
+    PyTorch's layers do not have.
+    """
+    if name not in TWINS:
+        raise InputError(f"model {name!r} has no PyTorch twin")
+    if not kwargs.pop("unbiased_variance", True):
+        raise InputError(
+            "PyTorch's BatchNorm keeps the unbiased running variance; "
+            "set config.model.unbiased_variance to True"
+        )
+    known = inspect.signature(TWINS[name]).parameters
+    unknown = [key for key in kwargs if key not in known]
+    if unknown:
+        raise InputError(f"the PyTorch twin of {name!r} has no field {unknown[0]!r}")
+    twin = TWINS[name](num_classes=num_classes, image_size=image_size, **kwargs)
+    return twin.double() if dtype == "float64" else twin
+
+
+def load_weights(twin, state_dict):
+    """Copy {name: numpy array} into `twin`; every tensor must be there."""
+    tensors = {key: torch.from_numpy(np.array(value)) for key, value in state_dict.items()}
+    twin.load_state_dict(tensors, strict=True)
+
+
+def weights_of(twin):
+    """{name: numpy array}, copies, of the twin's state_dict."""
+    return {key: value.cpu().numpy().copy() for key, value in twin.state_dict().items()}
+
+
+def save_file(path, state_dict):
+    """Write {name: numpy array} as a .pt file that torch.load(weights_only=True) reads."""
+    tensors = {key: torch.from_numpy(np.array(value)) for key, value in state_dict.items()}
+    torch.save(tensors, path)
+
+
+def load_file(path):
+    """{name: numpy array} of a .pt file, a state_dict or {'state_dict': ...}; runs no code in it.
+
+    Raises InputError if the file holds anything but tensors by name.
+    """
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch raise many kinds
+        raise InputError(
+            f"{path} is not a PyTorch file of tensors alone: {type(error).__name__}"
+        ) from error
+    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
+        found = found["state_dict"]
+    if not isinstance(found, dict) or not all(isinstance(v, torch.Tensor) for v in found.values()):
+        raise InputError(f"{path} is not a state_dict: it does not map names to tensors")
+    return {
+        key.removeprefix("module."): (v.float() if v.is_floating_point() else v).detach().numpy()
+        for key, v in found.items()
+    }
+
+
+def images_of(images, device="cpu", dtype=torch.float32):
+    """Numpy [B, H, W, C] as a channels_last tensor [B, C, H, W]."""
+    tensor = torch.from_numpy(np.array(images)).to(device, dtype)
+    return tensor.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+
+def labels_of(labels, device="cpu"):
+    """Numpy int labels [B] as a tensor."""
+    return torch.from_numpy(np.asarray(labels).astype(np.int64)).to(device)
+
+
+class Recipe:
+    """A config's loss, clipping, optimizer and schedule in torch: `step` is one optimizer step.
+
+    `optim`, `schedule` and `loss` are those sections of the config as keyword dicts; a schedule
+    spans `total_steps`. `autocast` names the dtype of the forward pass ('bfloat16'), `compiled`
+    runs it through torch.compile, `fused` takes the optimizer's fused kernel. Raises InputError
+    for a schedule that torch.optim does not have.
+    """
+
+    def __init__(
+        self,
+        twin,
+        *,
+        optim,
+        schedule,
+        loss,
+        total_steps,
+        steps_per_epoch,
+        autocast=None,
+        compiled=False,
+        fused=False,
+    ):
+        self.twin, self.optim, self.schedule, self.loss = twin, dict(optim), dict(schedule), loss
+        self.total_steps, self.steps_per_epoch, self.fused = total_steps, steps_per_epoch, fused
+        self.autocast = DTYPES[autocast] if autocast else None
+        self.forward = torch.compile(twin) if compiled else twin
+        self.count, self.restarts = 0, {}
+        if self.schedule["name"] == "phases":
+            starts = np.cumsum([0, *self.schedule["epochs"][:-1]]) * steps_per_epoch
+            self.restarts = {int(start): i for i, start in enumerate(starts)}
+        else:
+            self.begin(self.schedule["peak_lr"], self.optim["weight_decay"])
+
+    def begin(self, lr, weight_decay):
+        """A fresh optimizer and its scheduler."""
+        o, schedule = self.optim, self.schedule
+        shared = {"lr": lr, "weight_decay": weight_decay, "fused": self.fused}
+        parameters = self.twin.parameters()
+        if o["name"] == "sgd":
+            self.optimizer = torch.optim.SGD(
+                parameters, momentum=o["momentum"], nesterov=o["nesterov"], **shared
+            )
+        else:
+            kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[o["name"]]
+            self.optimizer = kind(parameters, betas=(o["b1"], o["b2"]), eps=o["eps"], **shared)
+        self.scheduler = None
+        if schedule["name"] == "one_cycle":
+            low, high = schedule.get("momentum") or (None, None)
+            cycle = {"base_momentum": low, "max_momentum": high} if low else {}
+            self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
+                self.optimizer,
+                schedule["peak_lr"],
+                total_steps=self.total_steps,
+                pct_start=schedule.get("pct_start", 0.3),
+                anneal_strategy={"cosine": "cos"}.get(a := schedule.get("anneal", "cosine"), a),
+                cycle_momentum=low is not None,
+                div_factor=schedule.get("div_factor", 25.0),
+                final_div_factor=schedule.get("final_div_factor", 1e4),
+                **cycle,
+            )
+        elif schedule["name"] not in ("constant", "phases"):
+            raise InputError(f"schedule {schedule['name']!r} has no counterpart in torch.optim")
+
+    def gradients(self, images, labels):
+        """Forward and backward on one batch; leaves the gradients, returns the mean loss."""
+        self.twin.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        device = images.device.type
+        with torch.autocast(device, self.autocast) if self.autocast else contextlib.nullcontext():
+            logits = self.forward(images)
+            loss = F.cross_entropy(logits, labels, **self.loss)
+        loss.backward()
+        return loss.detach() / (len(labels) if self.loss["reduction"] == "sum" else 1)
+
+    def step(self, images, labels):
+        """One optimizer step; returns the mean loss over the batch (tensor, nats an image)."""
+        if self.count in self.restarts:
+            i = self.restarts[self.count]
+            self.begin(self.schedule["peak_lr"][i], self.schedule["weight_decay"][i])
+        loss = self.gradients(images, labels)
+        if self.optim["clip_value"]:
+            nn.utils.clip_grad_value_(self.twin.parameters(), self.optim["clip_value"])
+        if self.optim["clip_norm"]:
+            nn.utils.clip_grad_norm_(self.twin.parameters(), self.optim["clip_norm"])
+        self.optimizer.step()
+        self.count += 1
+        if self.scheduler is not None and self.count < self.total_steps:
+            self.scheduler.step()
+        return loss
+
+
+def predict(twin, images):
+    """Logits [B, num_classes] of images [B, H, W, C], numpy on both ends, in evaluation mode."""
+    twin.eval()
+    first = next(twin.parameters())
+    with torch.inference_mode():
+        return twin(images_of(images, first.device, first.dtype)).cpu().numpy()
+
+
+def move(twin, device):
+    """Put the twin on 'cpu' or 'cuda' in channels_last, PyTorch's fast layout on both."""
+    twin.to(device, memory_format=torch.channels_last)
+
+
+def seed(value):
+    """Seed dropout."""
+    torch.manual_seed(value)
+
+
+def synchronize(device):
+    """Wait until the device is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_memory():
+    """Bytes PyTorch had allocated on the GPU at its peak."""
+    return torch.cuda.max_memory_allocated()

@@ -1,0 +1,56 @@
+"""The comparison's arithmetic; the whole mode runs in main_test.py."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from cifar_jax.compare import agreement, markdown, summarize
+
+
+def pairs(ours, theirs):
+    return [{"jax": {"accuracy": a}, "torch": {"accuracy": b}} for a, b in zip(ours, theirs)]
+
+
+def test_difference_is_the_paired_t_test(rng):
+    ours, theirs = rng.normal(60, 1, (2, 6))
+    summary = summarize(pairs(ours, theirs))
+    reference = stats.ttest_rel(ours, theirs)
+    assert summary["difference"]["p_value"] == pytest.approx(reference.pvalue)
+    low, high = reference.confidence_interval()
+    assert summary["difference"]["interval"] == pytest.approx([low, high])
+    mean = stats.t.interval(0.95, 5, ours.mean(), stats.sem(ours))
+    assert summary["jax"]["interval"] == pytest.approx(mean)
+
+
+def test_one_pair_has_no_interval():
+    summary = summarize(pairs([60.0], [61.0]))
+    assert summary["difference"] == {
+        **{"n": 1, "mean": -1.0, "sd": None, "interval": None, "p_value": None}
+    }
+
+
+def test_agreement_counts_predictions_and_ties():
+    theirs = np.array([[0.0, 1.0, 10.0], [5.0, 5.0001, 0.0], [3.0, 0.0, 0.0]])
+    ours = np.array([[0.0, 1.0, 10.0], [5.0002, 5.0001, 0.0], [0.0, 3.0, 0.0]])
+    assert agreement(ours, theirs) == {
+        **{"images": 3, "largest_difference": 0.3, "predictions_differ": 2, "ties": 1}
+    }
+
+
+def test_markdown_has_a_row_a_form_and_survives_gaps():
+    run = {**pairs([60.0], [61.0])[0], "seed": 0, "same_weights": agreement(np.eye(3), np.eye(3))}
+    comparison = {
+        "model": "vgg",
+        "batch_size": 32,
+        "settings": {"steps_trained": 10, "dtypes": ["float32"], "compiled": True},
+        "runs": [run],
+        "accuracy": summarize([run]),
+        "timing": {
+            "jax float32": {"images_per_second": 300.0, "first_steps": 9.0, "peak_memory": 2**21},
+            "torch float32": {"images_per_second": 200.0, "first_steps": 1.0, "peak_memory": 2**20},
+            "torch.compile float32": {"error": "no compiler"},
+        },
+    }
+    text = markdown([comparison])
+    assert "| vgg | 10 of 32 | 1 | 60.00 % | 61.00 % | -1.00 " in text
+    assert "| vgg, 32 | float32 | 300 | 200 | - | 1.50 | 9.0, 1.0, - | 2, 1, - |" in text

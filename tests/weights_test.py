@@ -1,0 +1,87 @@
+"""The map between Flax variables and PyTorch state_dicts: lossless both ways, strict on names."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cifar_jax import InputError, weights
+from cifar_jax.models import MODELS, create_model
+
+
+def filled(name, rng, **fields):
+    """(module, variables of random numbers)."""
+    model = create_model(name, num_classes=10, **fields)
+    shapes = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
+    )
+    values = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), dict(shapes))
+    return model, {"batch_stats": {}, **values}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_there_and_back_unchanged(name, rng):
+    model, variables = filled(name, rng)
+    state_dict = weights.to_state_dict(name, model, variables)
+    again = weights.from_state_dict(name, model, variables, state_dict)
+    assert jax.tree.structure(again) == jax.tree.structure(variables)
+    jax.tree.map(np.testing.assert_array_equal, again, variables)
+
+
+def test_sequential_mixture_there_and_back(rng):
+    model, variables = filled("mixture", rng, sequential=True, widths=(4,) * 6)
+    state_dict = weights.to_state_dict("mixture", model, variables, step=7)
+    again = weights.from_state_dict("mixture", model, variables, state_dict)
+    jax.tree.map(np.testing.assert_array_equal, again, variables)
+    assert state_dict["block2.branches.1.bn.num_batches_tracked"] == 7
+
+
+def test_layouts(rng):
+    """conv OIHW, linear [out, in], the flattened one in PyTorch's channel-first order."""
+    model, variables = filled("convnet", rng)
+    state_dict = weights.to_state_dict("convnet", model, variables)
+    kernel = variables["params"]["conv2"]["kernel"]
+    assert state_dict["conv2.weight"][5, 3, 1, 2] == kernel[1, 2, 3, 5]
+    dense = variables["params"]["fc1"]["kernel"].reshape(6, 6, 256, 256)
+    first = state_dict["fc1.weight"].reshape(256, 256, 6, 6)
+    assert first[9, 200, 4, 1] == dense[4, 1, 200, 9]
+    assert all(value.flags["C_CONTIGUOUS"] for value in state_dict.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.pop("layer2.bn.running_var"), "layer2.bn.running_var missing"),
+        (lambda d: d.update(extra=np.zeros(3)), "extra not known to the model"),
+        (
+            lambda d: d.update({"fc.weight": np.zeros((100, 512), np.float32)}),
+            r"fc.weight \[100, 512\] instead of \[10, 512\] of another shape",
+        ),
+        (lambda d: d["fc.weight"].fill(np.nan), "fc.weight not finite"),
+        (
+            lambda d: d.update({"fc.weight": np.zeros((10, 512), np.int64)}),
+            "fc.weight not of floating point",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named(change, message, rng):
+    model, variables = filled("resnet", rng)
+    state_dict = weights.to_state_dict("resnet", model, variables)
+    change(state_dict)
+    with pytest.raises(InputError, match=message):
+        weights.from_state_dict("resnet", model, variables, state_dict)
+
+
+def test_counters_are_optional(rng):
+    model, variables = filled("resnet", rng)
+    state_dict = weights.to_state_dict("resnet", model, variables)
+    bare = {k: v for k, v in state_dict.items() if not k.endswith(weights.COUNTER)}
+    assert len(bare) < len(state_dict)
+    again = weights.from_state_dict("resnet", model, variables, bare)
+    jax.tree.map(np.testing.assert_array_equal, again, variables)
+
+
+def test_many_faults_are_cut_short(rng):
+    model, variables = filled("resnet", rng)
+    with pytest.raises(InputError, match="and 35 more missing"):
+        weights.from_state_dict("resnet", model, variables, {})
