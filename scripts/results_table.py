@@ -1,10 +1,9 @@
-"""Keep results/ and the README's tables in step: python scripts/results_table.py [--add RUN ...]
+"""Keep results/ and the README's tables in step: python scripts/results_table.py [--add DIR ...]
 
---add copies a run's result.json, config and every epoch into results/NAME.json. Without it the
-tables between the
-README's <!-- results --> marks are written again from results/*.json; --check only says whether
-they are in step
-(exit code 1 if not).
+--add copies what a workdir holds: a run (result.json, config, every epoch) to
+results/runs/MODEL_seedN.json, a comparison to results/comparisons/MODEL.json. Without it the tables
+between the README's marks are written again from those files; --check only says whether they are in
+step (exit code 1 if not).
 """
 
 import argparse
@@ -13,9 +12,9 @@ import pathlib
 import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
-RESULTS = ROOT / "results"
+sys.path.insert(0, str(ROOT))
+RUNS, COMPARISONS = ROOT / "results" / "runs", ROOT / "results" / "comparisons"
 README = ROOT / "README.md"
-BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
 # What the originals state or log (test accuracy in percent): final figure, epochs, points of the
 # curve by epoch.
@@ -69,24 +68,40 @@ ORIGINALS = {
 }
 
 
-def add(run):
-    """Copy a run into results/MODEL.json; returns the file written."""
-    run = pathlib.Path(run)
-    result = json.loads((run / "result.json").read_text())
-    start = json.loads((run / "config.json").read_text())
-    config = start["config"]
-    result["commit"] = start["commit"]  # of the code that trained, not of the last look at the run
-    config["data"].pop("dir")  # where the data lay on one machine says nothing
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    path = RESULTS / f"{result['model']}.json"
-    RESULTS.mkdir(exist_ok=True)
-    path.write_text(json.dumps({**result, "config": config, "records": records}, indent=1) + "\n")
+def add(workdir):
+    """Copy what `workdir` holds into results/; yields the files written."""
+    workdir = pathlib.Path(workdir)
+    if (workdir / "result.json").exists():
+        result = json.loads((workdir / "result.json").read_text())
+        start = json.loads((workdir / "config.json").read_text())
+        config = start["config"]
+        result["commit"] = start["commit"]  # of the code that trained, not of the last look at it
+        config["data"].pop("dir")  # where the data lay on one machine says nothing
+        lines = (workdir / "metrics.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        path = RUNS / f"{result['model']}_seed{result['seed']}.json"
+        yield write(path, {**result, "config": config, "records": records})
+    if (workdir / "comparison.json").exists():
+        comparison = json.loads((workdir / "comparison.json").read_text())
+        if comparison["status"] == "done":
+            yield write(COMPARISONS / f"{comparison['model']}.json", comparison)
+
+
+def write(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=1) + "\n")
     return path
 
 
-def tables():
-    """The Markdown between the marks."""
-    measured = {p.stem: json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))}
+def measured(folder):
+    """{model: [content of its files in `folder`]} in the systems' order."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    return {name: [r for r in found if r["model"] == name] for name in ORIGINALS}
+
+
+def results():
+    """The tables of the runs."""
+    runs = measured(RUNS)
     lines = [
         "| config | original project | parameters | original, accuracy | ours, accuracy |",
         "|---|---|--:|---|---|",
@@ -97,61 +112,97 @@ def tables():
         )
         lines.append(
             f"| [{name}](configs/{name}.py) | {original['project']} | {original['params']:,} "
-            f"| {theirs} | {ours(measured.get(name), original)} |"
+            f"| {theirs} | {ours(runs[name], original)} |"
         )
     lines += [
         "",
-        "Along the originals' logged curves (test accuracy in percent, every epoch run here):",
+        "Along the originals' logged curves (test accuracy in percent, every epoch run here; "
+        "over several seeds the mean, smallest to largest):",
         "",
+        "| config | epoch | original's log | ours | seeds | train, ours |",
+        "|---|--:|--:|--:|--:|--:|",
     ]
-    lines += ["| config | epoch | original's log | ours | train, ours |", "|---|--:|--:|--:|--:|"]
     for name, original in ORIGINALS.items():
-        for record in measured.get(name, {"records": []})["records"]:
-            theirs = original["curve"].get(record["epoch"])
+        for epoch in range(1, 1 + max((len(run["records"]) for run in runs[name]), default=0)):
+            records = [
+                run["records"][epoch - 1] for run in runs[name] if len(run["records"]) >= epoch
+            ]
+            theirs = original["curve"].get(epoch)
             logged = "not stated" if theirs is None else f"{theirs:.2f}"
-            measures = f"{record['eval_accuracy']:.2f} | {record['train_accuracy']:.2f}"
-            lines.append(f"| {name} | {record['epoch']} | {logged} | {measures} |")
-    lines += ["", "How these were measured (one run each, official data, `results/*.json`):", ""]
-    for name, result in measured.items():
-        versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
-        commit, sha = (
-            (result["commit"] or "unknown")[:10],
-            result["dataset"]["sha256"]["train"][:12],
-        )
-        lines.append(
-            f"- {name}: seed {result['seed']}, {result['device']}, {versions}, commit {commit}, "
-            f"train sha256 {sha}"
-        )
+            evals, trains = (
+                spread([r[key] for r in records]) for key in ("eval_accuracy", "train_accuracy")
+            )
+            lines.append(f"| {name} | {epoch} | {logged} | {evals} | {len(records)} | {trains} |")
+    lines += ["", "How these were measured (official data, `results/runs/*.json`):", ""]
+    for name, group in runs.items():
+        seeds = {}
+        for run in group:
+            seeds.setdefault(provenance(run), []).append(str(run["seed"]))
+        lines += [f"- {name}: seed {', '.join(s)}, {source}" for source, s in seeds.items()]
     return "\n".join(lines)
 
 
-def ours(result, original):
-    if result is None:
+def spread(values):
+    mean = f"{sum(values) / len(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.2f} to {max(values):.2f})"
+
+
+def ours(runs, original):
+    """The accuracy of the runs that went farthest."""
+    if not runs:
         return "not yet measured"
-    accuracy = f"{result['best']['accuracy']:.2f} %"
-    if result["epochs"] == original["epochs"]:
+    epochs = max(run["epochs"] for run in runs)
+    best = [run["best"] for run in runs if run["epochs"] == epochs]
+    accuracy = f"{spread([b['accuracy'] for b in best])} %"
+    if len(best) > 1:
+        accuracy += f", {len(best)} seeds"
+    if epochs == original["epochs"]:
         return accuracy
-    return f"{accuracy} after {result['best']['epoch']:g} of {original['epochs']} epochs"
+    return f"{accuracy} after {epochs:g} of {original['epochs']} epochs"
+
+
+def provenance(result):
+    """Device, versions, commit and data of a result, in words."""
+    versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
+    commit, sha = (result["commit"] or "unknown")[:10], result["dataset"]["sha256"]["train"][:12]
+    return f"{result['device']}, {versions}, commit {commit}, train sha256 {sha}"
+
+
+def comparisons():
+    """The tables of the comparisons with PyTorch."""
+    from cifar_jax.compare import markdown
+
+    found = [comparison for group in measured(COMPARISONS).values() for comparison in group]
+    if not found:
+        return "Not yet measured."
+    lines = [markdown(found), "How these were measured (`results/comparisons/*.json`):", ""]
+    lines += [f"- {c['model']}: {provenance(c)}" for c in found]
+    return "\n".join(lines)
+
+
+BLOCKS = {"results": results, "comparison": comparisons}
 
 
 def with_tables(readme):
-    """README text with the block between the marks made anew."""
-    before, rest = readme.split(BEGIN)
-    after = rest.split(END)[1]
-    return f"{before}{BEGIN}\n{tables()}\n{END}{after}"
+    """README text with the block between each pair of marks made anew."""
+    for name, make in BLOCKS.items():
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, rest = readme.split(begin)
+        readme = f"{before}{begin}\n{make()}\n{end}{rest.split(end)[1]}"
+    return readme
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--add", nargs="+", default=[], metavar="RUN", help="workdirs to copy into results/"
+        "--add", nargs="+", default=[], metavar="DIR", help="workdirs to copy into results/"
     )
     parser.add_argument(
         "--check", action="store_true", help="change nothing; exit 1 if README is out of step"
     )
     args = parser.parse_args()
-    for run in args.add:
-        print(add(run))
+    for workdir in args.add:
+        print(*add(workdir), sep="\n")
     text = README.read_text()
     new = with_tables(text)
     if args.check:

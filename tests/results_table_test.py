@@ -22,13 +22,26 @@ def test_readme_is_in_step_with_results():
 def test_readme_accuracies_come_from_results():
     """A figure that no JSON holds would stand outside the marks: there is none."""
     text = (ROOT / "README.md").read_text()
-    block = text.split(results_table.BEGIN)[1].split(results_table.END)[0]
-    outside = text.replace(block, "")
+    outside = text
+    for name in results_table.BLOCKS:
+        before, rest = outside.split(f"<!-- {name} -->")
+        outside = before + rest.split(f"<!-- /{name} -->")[1]
     quoted = {"82 %", "87.27 %"}  # one original's README and log
     assert set(re.findall(r"\d[\d.]* ?%", outside)) <= quoted
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.json")), ids=lambda p: p.stem)
+def test_comparisons_say_where_they_come_from():
+    paths = sorted(results_table.COMPARISONS.glob("*.json"))
+    assert {path.stem for path in paths} == {*results_table.ORIGINALS}
+    for path in paths:
+        comparison = json.loads(path.read_text())
+        assert comparison["status"] == "done"
+        assert "-dirty" not in comparison["commit"]
+        for key in ("settings", "versions", "device", "dataset", "runs", "timing"):
+            assert comparison[key], key
+
+
+@pytest.mark.parametrize("path", sorted(results_table.RUNS.glob("*.json")), ids=lambda p: p.stem)
 def test_results_say_where_they_come_from(path):
     result = json.loads(path.read_text())
     for key in ("config", "seed", "commit", "versions", "device", "dataset", "records"):
