@@ -5,8 +5,15 @@ A checkpoint is three items: `model` (params, batch_stats: all that evaluation n
 (step, optimizer state, key, the sums of the epoch under way) and `meta` (JSON).
 """
 
+import contextlib
+import gc
+import json
 import math
 import pathlib
+import shutil
+import sys
+import time
+import zlib
 
 import jax
 import numpy as np
@@ -15,7 +22,65 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from cifar_jax import InputError
 
-VERSION = 1
+VERSION = 2
+
+
+class DamagedCheckpoint(InputError):
+    """A checkpoint that cannot be read or whose content is not what was saved."""
+
+
+def _first_line(error):
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _checksums(tree):
+    """{path: dtype, shape and CRC-32} of every array: Orbax has none and restores flipped bits."""
+    sums = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        array = np.ascontiguousarray(leaf.addressable_data(0))
+        crc = zlib.crc32(array.tobytes())
+        sums[jax.tree_util.keystr(path)] = f"{array.dtype}{list(array.shape)} {crc:08x}"
+    return sums
+
+
+@contextlib.contextmanager
+def _silent_leftovers():
+    """Nothing on stderr from the coroutines that Orbax leaves behind when a restore fails.
+
+    What it leaves dies now or later, up to the interpreter's end, complaining of a closed loop.
+    """
+    before = sys.unraisablehook
+
+    def later(unraisable):
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            before(unraisable)
+
+    sys.unraisablehook = lambda unraisable: None
+    try:
+        yield
+        gc.collect()
+    finally:
+        sys.unraisablehook = later
+
+
+def _unranked(directory):
+    """[(step, what is wrong)] of the checkpoints whose evaluation loss cannot be read."""
+    for path in sorted(directory.glob("*/metrics/metrics")):
+        step = path.parent.parent.name
+        try:
+            if step.isdigit():  # else what a killed save left, or what was set aside
+                json.loads(path.read_text())
+        except ValueError as error:
+            yield step, f"metrics, {error}"
+
+
+def _set_aside(path):
+    """Rename a damaged checkpoint so that its step is free and nothing of it is lost."""
+    path.rename(path.with_name(f"damaged-{path.name}-{time.time_ns()}"))
+
+
+def _checksum_of_json(value):
+    return f"{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"
 
 
 def _eval_loss(metrics):
@@ -49,6 +114,13 @@ class Checkpoints:
 
     def __init__(self, directory, sharding, read_only=False):
         self.sharding = sharding
+        directory = pathlib.Path(directory).absolute()
+        for step, reason in _unranked(directory):  # Orbax could not even list the others
+            error = f"checkpoint {directory / str(step)} is damaged: {reason}"
+            if read_only:
+                raise DamagedCheckpoint(error)
+            print(f"{error}; set aside", file=sys.stderr)
+            _set_aside(directory / str(step))
         keep = policies.AnyPreservationPolicy(
             [policies.LatestN(2), policies.BestN(get_metric_fn=_eval_loss, reverse=True, n=1)]
         )
@@ -59,17 +131,24 @@ class Checkpoints:
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
         )
-        self.manager = ocp.CheckpointManager(pathlib.Path(directory).absolute(), options=options)
+        self.manager = ocp.CheckpointManager(directory, options=options)
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *exception):
-        self.manager.close()  # waits for the save under way
-
-    def latest_step(self):
-        """The newest step saved, or None."""
-        return self.manager.latest_step()
+    def __exit__(self, kind, error, trace):
+        """Wait for the save under way; its failure never hides an error that came before."""
+        failure = None
+        try:
+            self.wait()
+        except InputError as unwritten:
+            failure = unwritten
+        try:
+            self.manager.close()
+        except Exception as close_error:
+            failure = failure or self._unwritten(self.manager.latest_step(), close_error)
+        if failure and kind is None:
+            raise failure
 
     def best_step(self):
         """The step with the lowest finite evaluation loss, or None."""
@@ -80,68 +159,141 @@ class Checkpoints:
         return best
 
     def wait(self):
-        """Wait until the save under way is on disk; raises what went wrong with it."""
-        self.manager.wait_until_finished()
+        """Wait until the save under way is on disk; InputError if it did not get there."""
+        step = self.manager.latest_step()
+        try:
+            self.manager.wait_until_finished()
+        except Exception as error:
+            raise self._unwritten(step, error) from error
 
     def save(self, state, epoch_metrics, meta, eval_loss=None):
-        """Save under the state's step; `eval_loss` where the model was evaluated at it."""
+        """Save under the state's step; `eval_loss` where the model was evaluated at it.
+
+        Raises InputError if the disk has no room or the save before did not reach it.
+        """
         step = int(state.step)
-        items = ocp.args.Composite(
-            model=ocp.args.StandardSave(_model(state)),
-            training=ocp.args.StandardSave(_training(state, epoch_metrics)),
-            meta=ocp.args.JsonSave({"version": VERSION, **meta}),
-        )
+        model, training = _model(state), _training(state, epoch_metrics)
         loss = _eval_loss({} if eval_loss is None else {"eval_loss": eval_loss})
         if step in self.manager.all_steps():
             return
-        if not self.manager.save(step, args=items, metrics={"eval_loss": loss}):
-            raise OSError(f"the checkpoint of step {step} was not saved")
+        checksums = {"model": _checksums(model), "training": _checksums(training)}
+        meta = {"version": VERSION, "eval_loss": repr(loss), **meta, "checksums": checksums}
+        items = ocp.args.Composite(
+            model=ocp.args.StandardSave(model),
+            training=ocp.args.StandardSave(training),
+            meta=ocp.args.JsonSave({**meta, "checksum": _checksum_of_json(meta)}),
+        )
+        size = sum(x.nbytes for x in jax.tree.leaves((model, training)))
+        try:
+            free = shutil.disk_usage(self.manager.directory).free
+            if free < 2 * size:
+                raise OSError(f"{free >> 20} MiB are free, {2 * size >> 20} MiB are needed")
+            if not self.manager.save(step, args=items, metrics={"eval_loss": loss}):
+                raise OSError("the save was refused")
+        except Exception as error:
+            raise self._unwritten(step, error) from error
+
+    def _unwritten(self, step, error):
+        return InputError(
+            f"checkpoint {self.manager.directory / str(step)} could not be written "
+            f"({_first_line(error)}); those before it are whole: make room and run the same command"
+        )
+
+    def restore_best(self, state):
+        """`state` with the best sound checkpoint's step, params and batch_stats.
+
+        Damaged ones are named on stderr and passed over. Raises InputError if none is left.
+        """
+        self.wait()
+        losses = {step: _eval_loss(self._metrics(step)) for step in self.manager.all_steps()}
+        ranked = sorted((step for step in losses if losses[step] < math.inf), key=losses.get)
+        for step in ranked:
+            try:
+                state = self.restore_model(step, state)
+            except DamagedCheckpoint as error:
+                print(f"passed over: {error}", file=sys.stderr)
+                continue
+            return state.replace(step=jax.device_put(np.int32(step), self.sharding))
+        kind = "sound" if ranked else "evaluated"
+        raise InputError(f"{self.manager.directory} holds no {kind} checkpoint")
+
+    def _metrics(self, step):
+        try:
+            return self.manager.metrics(step)
+        except Exception:  # a damaged checkpoint is never the best
+            return None
 
     def restore_model(self, step, state):
         """`state` with the params and batch_stats of checkpoint `step`."""
         return state.replace(**self._restore(step, model=_model(state))["model"])
 
-    def restore_best(self, state):
-        """`state` with the best checkpoint's step, params, batch_stats; InputError if none."""
-        step = self.best_step()
-        if step is None:
-            raise InputError(f"{self.manager.directory} holds no evaluated checkpoint yet")
-        step_array = jax.device_put(np.int32(step), self.sharding)
-        return self.restore_model(step, state).replace(step=step_array)
+    def restore_latest(self, state, epoch_metrics):
+        """(state, epoch_metrics, meta) of the newest sound checkpoint; None if there is none.
 
-    def restore(self, step, state, epoch_metrics):
-        """(state, epoch_metrics, meta) of checkpoint `step`; the arguments give structure, shapes
-        and dtypes."""
-        training = _training(state, epoch_metrics)
-        items = self._restore(step, model=_model(state), training=training, meta=None)
-        if items["meta"].get("version") != VERSION:
-            found = items["meta"].get("version")
-            raise InputError(
-                f"checkpoint {self.manager.directory / str(step)} has format {found}, not {VERSION}"
+        The arguments give structure, shapes and dtypes. A damaged checkpoint is named on stderr and
+        set aside as damaged-STEP, so that the step can be saved again. Raises InputError if all are
+        damaged: nothing starts over unasked.
+        """
+        steps = sorted(self.manager.all_steps(), reverse=True)
+        damaged = []
+        for step in steps:
+            training = _training(state, epoch_metrics)
+            try:
+                items = self._restore(step, model=_model(state), training=training)
+            except DamagedCheckpoint as error:
+                damaged.append((step, error))
+                continue
+            for bad, error in damaged:
+                print(f"{error}; set aside, going on from step {step}", file=sys.stderr)
+                _set_aside(pathlib.Path(self.manager.directory) / str(bad))
+                self.manager.reload()
+            training = items["training"]
+            state = state.replace(
+                step=training["step"],
+                **items["model"],
+                opt_state=training["opt_state"],
+                key=jax.random.wrap_key_data(training["key"]),
             )
-        training = items["training"]
-        state = state.replace(
-            step=training["step"],
-            **items["model"],
-            opt_state=training["opt_state"],
-            key=jax.random.wrap_key_data(training["key"]),
-        )
-        return state, training["epoch_metrics"], items["meta"]
+            return state, training["epoch_metrics"], items["meta"]
+        directory = pathlib.Path(self.manager.directory)
+        before = [f"{path} is damaged" for path in sorted(directory.glob("damaged-*"))]
+        if damaged or before:
+            raise InputError(
+                f"{damaged[0][1] if damaged else before[-1]}, and no older checkpoint is sound; "
+                f"to start over, delete {directory}"
+            )
+        return None
 
     def _restore(self, step, **targets):
+        """{item: tree}, checked against the checksums; `meta` always. Raises DamagedCheckpoint, or
+        InputError for a checkpoint of another format."""
+
         def abstract(x):
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.sharding)
 
+        path = self.manager.directory / str(step)
         arguments = {
-            name: ocp.args.JsonRestore()
-            if target is None
-            else ocp.args.StandardRestore(jax.tree.map(abstract, target))
+            name: ocp.args.StandardRestore(jax.tree.map(abstract, target))
             for name, target in targets.items()
         }
-        try:
-            return self.manager.restore(step, args=ocp.args.Composite(**arguments))
-        except Exception as error:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(
-                f"checkpoint {self.manager.directory / str(step)} cannot be read: {first}"
-            ) from error
+        arguments["meta"] = ocp.args.JsonRestore()
+        reason = None
+        with _silent_leftovers():
+            try:
+                items = self.manager.restore(step, args=ocp.args.Composite(**arguments))
+                meta = dict(items["meta"])
+                found = meta.pop("checksum", None)
+            except Exception as error:
+                reason = _first_line(error)
+        if reason is not None:
+            raise DamagedCheckpoint(f"checkpoint {path} cannot be read: {reason}")
+        if meta.get("version") != VERSION:
+            raise InputError(f"checkpoint {path} has format {meta.get('version')}, not {VERSION}")
+        if found != _checksum_of_json(meta):
+            raise DamagedCheckpoint(f"checkpoint {path} is damaged: meta")
+        for name in targets:
+            sums = _checksums(items[name])
+            bad = [key for key, value in meta["checksums"][name].items() if sums.get(key) != value]
+            if bad or sums.keys() != meta["checksums"][name].keys():
+                raise DamagedCheckpoint(f"checkpoint {path} is damaged: {name}{(bad or [''])[0]}")
+        return items

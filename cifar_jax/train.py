@@ -25,13 +25,13 @@ def train_and_evaluate(config, workdir):
     status: 'done'; 'stopped' (at config.stop_after); 'interrupted' (SIGTERM or SIGINT: the same
     command goes on); 'diverged' (a non-finite loss or state). Raises InputError for bad input.
     """
-    path = files.open_workdir(workdir, config.to_dict(), environment())
-    finished = files.read_json(path / "result.json")
-    if isinstance(finished, dict) and finished.get("status") == "done":
-        accuracy = finished["test"]["accuracy"]
-        print(f"{path} holds this run, finished: test accuracy {accuracy:.2f} %")
-        return finished
-    with Interruption() as interruption:
+    with Interruption() as interruption, files.only_writer(workdir) as path:
+        files.open_workdir(path, config.to_dict(), environment())
+        finished = files.read_json(path / "result.json")
+        if isinstance(finished, dict) and finished.get("status") == "done":
+            accuracy = finished["test"]["accuracy"]
+            print(f"{path} holds this run, finished: test accuracy {accuracy:.2f} %")
+            return finished
         exp = make_experiment(config)
         with Checkpoints(path / "checkpoints", exp.placement) as checkpoints:
             run = Run(exp, path, checkpoints)
@@ -127,14 +127,13 @@ class Run:
 
     def restore(self):
         """Go on from the latest checkpoint, if there is one."""
-        step = self.checkpoints.latest_step()
         metrics_file = self.path / "metrics.jsonl"
-        if step is not None:
-            self.state, self.metrics, meta = self.checkpoints.restore(
-                step, self.state, self.metrics
-            )
+        found = self.checkpoints.restore_latest(self.state, self.metrics)
+        if found:
+            self.state, self.metrics, meta = found
+            step = int(self.state.step)
             self.train_seconds = meta["train_seconds"]
-            self.records = files.read_metrics(metrics_file, last_step=step)
+            self.records = meta["records"]
             (self.path / "result.json").unlink(missing_ok=True)  # until this run says how it ended
             print(f"resuming {self.path} at epoch {step / self.exp.steps_per_epoch:g}", flush=True)
         files.rewrite_metrics(metrics_file, self.records)
@@ -151,10 +150,10 @@ class Run:
         while step < end:
             if interruption.requested:
                 return "interrupted"
-            if step in exp.schedules.restarts and config.schedule.get("from_best"):
-                best = self.checkpoints.best_step()
-                if best is not None:
-                    self.state = self.checkpoints.restore_model(best, self.state)
+            from_best = step in exp.schedules.restarts and config.schedule.get("from_best")
+            if from_best and self.checkpoints.best_step() is not None:
+                best = self.checkpoints.restore_best(self.state)
+                self.state = best.replace(step=self.state.step)
             step = self.train_epoch(step, end, interruption)
             if step % per_epoch:  # interrupted or stopped within the epoch
                 if not self.save_if_finite():
@@ -272,9 +271,8 @@ class Run:
         """Save a checkpoint if the state is finite; returns whether it is."""
         if not self.finite(self.state):
             return False
-        self.checkpoints.save(
-            self.state, self.metrics, {"train_seconds": self.train_seconds}, eval_loss
-        )
+        meta = {"train_seconds": self.train_seconds, "records": self.records}
+        self.checkpoints.save(self.state, self.metrics, meta, eval_loss)
         return True
 
     def finish(self, status):
@@ -289,7 +287,10 @@ class Run:
         last = _figures_of(self.records[-1]) if self.records else None
         measured = {}
         if status != "interrupted":
-            state = self.state if best_step is None else self.checkpoints.restore_best(self.state)
+            state = self.state
+            if best_step is not None:
+                state = self.checkpoints.restore_best(self.state)
+                best_step = int(state.step)
             measure = self.evaluate if exp.validation is None else exp.evaluate
             metrics, logits = measure(state, exp.test)
             measured = {
@@ -302,6 +303,10 @@ class Run:
                     now, _ = self.evaluate(self.state, self.eval_set)
                 last = {"epoch": step / exp.steps_per_epoch, **_figures(now.summary())}
         best = next((_figures_of(r) for r in self.records if r["step"] == best_step), last)
+        if best_step == 0 and measured:  # imported weights, never bettered: no epoch has this
+            start = metrics if exp.validation is None else self.evaluate(state, self.eval_set)[0]
+            best = {"epoch": 0, **_figures(start.summary())}
+        imported = files.read_json(self.path / "config.json").get("imported")
         train_seconds = sum(
             exp.train.images.shape[0] / r["images_per_second"] for r in self.records
         )
@@ -313,6 +318,7 @@ class Run:
             "params": sum(x.size for x in jax.tree.leaves(self.state.params)),
             "dataset": exp.provenance,
             "seed": config.seed,
+            **({"imported": imported} if imported else {}),
             "epochs": step / exp.steps_per_epoch,
             "epochs_planned": config.epochs,
             "steps": step,

@@ -1,15 +1,18 @@
 """The files of a run besides its checkpoints: config.json, metrics.jsonl, result.json."""
 
+import contextlib
+import fcntl
 import json
 import math
 import os
 import pathlib
+import platform
 
 from cifar_jax import InputError
 
 # Fields that may differ when a run goes on: they change where and how far, not what is computed.
-_SEARCH = ("lr_find.start_lr", "lr_find.end_lr", "lr_find.steps")
-FREE_FIELDS = ("data.dir", "stop_after", "report", *_SEARCH)
+# A section's name stands for all its fields.
+FREE_FIELDS = ("data.dir", "stop_after", "report", "lr_find", "compare")
 # And those that may differ when a run is only looked at.
 LOOKING_FIELDS = (*FREE_FIELDS, "eval.augmented", "eval.batch_size")
 
@@ -51,6 +54,30 @@ def writable(workdir):
     return path
 
 
+@contextlib.contextmanager
+def only_writer(workdir):
+    """Hold `workdir` (made if need be) for this process; yields its absolute path.
+
+    The lock is the kernel's (flock on the file `lock`), which lets it go when the process ends,
+    however it ends. Raises InputError, naming the holder, while another process has it.
+    """
+    path = writable(workdir)
+    with open(path / "lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise InputError(f"{path} is being trained by {holder}; let it end first") from None
+        except OSError:  # a filesystem without locks
+            yield path
+            return
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield path
+
+
 def existing(workdir):
     """The absolute path of `workdir`; InputError if there is no such folder."""
     path = pathlib.Path(workdir).expanduser().absolute()
@@ -87,7 +114,7 @@ def check_config(path, config, free_fields):
     differing = sorted(
         name
         for name in old.keys() | new.keys()
-        if name not in free_fields and old.get(name) != new.get(name)
+        if not {name, name.split(".")[0]} & {*free_fields} and old.get(name) != new.get(name)
     )
     if differing:
         name = differing[0]
@@ -98,27 +125,8 @@ def check_config(path, config, free_fields):
         )
 
 
-def read_metrics(path, last_step=math.inf):
-    """The records of metrics.jsonl up to `last_step`; a half-written last line is left out."""
-    records = []
-    try:
-        lines = pathlib.Path(path).read_text().splitlines()
-    except FileNotFoundError:
-        return records
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            break
-        if record["step"] > last_step:
-            break
-        records.append(record)
-    return records
-
-
 def rewrite_metrics(path, records):
-    """Make metrics.jsonl hold exactly `records` (after a restart the lines past the checkpoint
-    go)."""
+    """Make metrics.jsonl hold exactly `records`, those of the checkpoint a run goes on from."""
     path = pathlib.Path(path)
     part = path.with_name(f".{path.name}.part")
     part.write_text("".join(_line(record) for record in records))

@@ -2,4 +2,4 @@
 # Set up (first time only) and run the tests; arguments go to pytest. Example: scripts/test.sh tests/data_test.py -x
 EXTRA=requirements-dev.txt
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-exec "$PY" -m pytest "$@"
+exec "$PY" -m pytest -n 2 --dist worksteal "$@"

@@ -3,6 +3,8 @@ warnings as errors."""
 
 import os
 import pathlib
+import subprocess
+import sys
 
 GPU = os.environ.get("CIFAR_JAX_TEST_GPU") == "1"
 if not GPU:
@@ -11,9 +13,13 @@ if not GPU:
         os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     )
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # OpenMP's threads would spin against the other worker
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from running import QUICK, ROOT  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -40,3 +46,58 @@ def cifar10_dir():
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """One compilation cache for all processes of the session."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def program(cache):
+    """start(*arguments, devices=1) -> a running main.py."""
+    running = []
+
+    def start(*arguments, devices=1):
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        }
+        process = subprocess.Popen(
+            [sys.executable, "main.py", *map(str, arguments)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="session")
+def reference(cache, tmp_path_factory):
+    """The workdir of one uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("reference") / "run"
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+    }
+    command = [sys.executable, "main.py", *QUICK, f"--workdir={workdir}"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return workdir

@@ -1,135 +1,16 @@
 """The program as a user runs it: whole runs on the embedded digits in processes of their own."""
 
 import json
-import os
-import pathlib
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 from PIL import Image
+from running import QUICK, arrays, assert_same_run, finish, metrics, refusal, result, wait_for
 
 from cifar_jax import data
-
-ROOT = pathlib.Path(__file__).parent.parent
-QUICK = ("--config=configs/quickstart.py", "--config.model.widths=4,8,8,8", "--config.epochs=3")
-TIMES = ("seconds", "images_per_second")
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    """One compilation cache for all processes of the session."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture
-def program(cache):
-    """start(*arguments, devices=1) -> a running main.py."""
-    running = []
-
-    def start(*arguments, devices=1):
-        environment = {
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-        }
-        process = subprocess.Popen(
-            [sys.executable, "main.py", *map(str, arguments)],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        running.append(process)
-        return process
-
-    yield start
-    for process in running:
-        process.kill()
-        process.communicate()
-
-
-def finish(process, code=0):
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == code, (out, err)
-    return out, err
-
-
-def metrics(workdir):
-    """metrics.jsonl without what a clock wrote."""
-    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in r.items() if k not in TIMES} for r in records]
-
-
-def result(workdir):
-    return json.loads((workdir / "result.json").read_text())
-
-
-def arrays(workdir):
-    """Every array of the latest checkpoint, read with Orbax alone: {path: numpy array}."""
-    import jax
-    import orbax.checkpoint as ocp
-
-    step = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    out = {"step": step}
-    for item in ("model", "training"):
-        with ocp.StandardCheckpointer() as checkpointer:
-            path = workdir / "checkpoints" / str(step) / item
-            target = jax.tree.map(
-                lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device),
-                dict(checkpointer.metadata(path).item_metadata.tree),
-            )
-            tree = checkpointer.restore(path, target)
-        for key, value in jax.tree_util.tree_flatten_with_path(tree)[0]:
-            out[item + jax.tree_util.keystr(key)] = np.asarray(value)
-    return out
-
-
-def assert_same_run(a, b):
-    assert metrics(a) == metrics(b)
-    ours, theirs = arrays(a), arrays(b)
-    assert ours.keys() == theirs.keys()
-    for key in ours:
-        np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
-    first, second = result(a), result(b)
-    for key in ("status", "best", "last", "test", "per_class", "steps", "epochs", "dataset"):
-        assert first[key] == second[key]
-
-
-def wait_for(condition, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "nothing happened in time"
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-
-
-@pytest.fixture(scope="session")
-def reference(cache, tmp_path_factory):
-    """The workdir of one uninterrupted run."""
-    workdir = tmp_path_factory.mktemp("reference") / "run"
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-    }
-    command = [sys.executable, "main.py", *QUICK, f"--workdir={workdir}"]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    return workdir
 
 
 def test_a_run_leaves_what_the_contract_says(reference):
@@ -307,9 +188,10 @@ def test_divergence_is_told_and_saves_nothing_bad(program, tmp_path):
 # bad input
 
 
-def refused(program, *arguments, says):
+def refused(*arguments, says, run=refusal):
     """Exit code 2 and one sentence that holds `says`."""
-    out, err = finish(program(*arguments), code=2)
+    code, err = run(arguments)
+    assert code == 2, err
     lines = [line for line in err.splitlines() if line.strip()]
     assert len(lines) == 1 and lines[0].startswith("main.py: "), err
     assert says in lines[0], lines[0]
@@ -388,21 +270,27 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_sentence(case, program, tmp_path):
+def test_bad_input_is_one_sentence(case, tmp_path):
     arguments, says = BAD[case]
-    refused(program, *(a.replace("=W", f"={tmp_path}/w") for a in arguments), says=says)
+    refused(*(a.replace("=W", f"={tmp_path}/w") for a in arguments), says=says)
 
 
 def test_a_workdir_that_is_a_file(program, tmp_path):
+    """This one through the command line, as a user has it."""
     (tmp_path / "file").write_text("mine")
-    refused(program, *QUICK, f"--workdir={tmp_path}/file", says="cannot write to workdir")
+
+    def run(arguments):
+        _, err = finish(process := program(*arguments), code=2)
+        return process.returncode, err
+
+    says = "cannot write to workdir"
+    refused(*QUICK, f"--workdir={tmp_path}/file", says=says, run=run)
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_workdir_with_another_run_is_left_alone(reference, program):
+def test_a_workdir_with_another_run_is_left_alone(reference):
     before = (reference / "metrics.jsonl").read_bytes()
     refused(
-        program,
         *QUICK,
         "--config.seed=7",
         f"--workdir={reference}",
@@ -421,11 +309,11 @@ def test_damaged_cifar10_is_one_sentence(program, tmp_path):
         f"--workdir={tmp_path}/w",
     )
     (folder / "data_batch_1").write_bytes(b"\x80\x02}q\x00")
-    refused(program, *extra, says="data_batch_1 has 5 bytes where the official file has 31035704")
+    refused(*extra, says="data_batch_1 has 5 bytes where the official file has 31035704")
     trap = tmp_path / "ran"
     evil = b"cos\nsystem\n(S'touch " + str(trap).encode() + b"'\ntR."
     (folder / "data_batch_1").write_bytes(evil.ljust(31035704, b"\x00"))
-    refused(program, *extra, says="data_batch_1 differs from the official file")
+    refused(*extra, says="data_batch_1 differs from the official file")
     assert not trap.exists()
 
 
@@ -474,6 +362,77 @@ def test_predict_names_classes_and_unreadable_files(reference, program, tmp_path
     out, err = finish(program(*command), code=2)
     assert len(out.splitlines()) == 1
     assert "c.txt (not an image)" in err and "none.png (No such file" in err
+
+
+@pytest.mark.slow
+def test_weights_go_out_and_in_again(reference, program, tmp_path):
+    """Flax -> PyTorch and safetensors -> Flax: unchanged, and usable for all that a run is."""
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    imported, tuned = tmp_path / "imported", tmp_path / "tuned"
+    for kind, suffix in (("torch", "pt"), ("safetensors", "safetensors")):
+        finish(program("--mode=export", f"--format={kind}", *QUICK, f"--workdir={run}"))
+        assert (run / "export" / f"resnet.{suffix}").stat().st_size > 1000
+    weights = run / "export" / "resnet.pt"
+    taken = (*QUICK, "--mode=import", f"--weights={weights}")
+    out, _ = finish(program(*taken, f"--workdir={imported}"))
+    best = result(reference)["best"]
+    assert f"accuracy {best['accuracy']:.2f} %" in out
+    ours = {k: v for k, v in arrays(imported).items() if k.startswith("model")}
+    safe = run / "export" / "resnet.safetensors"
+    finish(program(*QUICK, "--mode=import", f"--weights={safe}", f"--workdir={tuned}"))
+    for key, value in arrays(tuned).items():
+        if key.startswith("model"):
+            np.testing.assert_array_equal(ours[key], value)
+    _, err = finish(program(*taken, f"--workdir={imported}"), code=2)
+    assert "holds a run already" in err and err.count("\n") == 1
+    finish(program("--mode=evaluate", *QUICK, f"--workdir={imported}"))
+    evaluation = json.loads((imported / "evaluation.json").read_text())
+    assert evaluation["accuracy"] == best["accuracy"]
+    assert evaluation["loss"] == pytest.approx(best["eval_loss"], rel=1e-6)
+    finish(program(*QUICK, f"--workdir={tuned}"))
+    trained = result(tuned)
+    assert trained["status"] == "done" and trained["epochs"] == 3
+    assert trained["imported"]["file"] == str(safe)
+    assert trained["best"]["eval_loss"] <= evaluation["loss"] + 1e-6
+
+
+@pytest.mark.slow
+def test_weights_of_another_net_are_refused_by_name(reference, program, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    finish(program("--mode=export", "--format=safetensors", *QUICK, f"--workdir={run}"))
+    weights = run / "export" / "resnet.safetensors"
+    widths = "--config.model.widths=4,8,8,16"
+    other = ("--config=configs/quickstart.py", widths, "--mode=import", f"--weights={weights}")
+    _, err = finish(program(*other, f"--workdir={tmp_path}/new"), code=2)
+    assert "layer3.conv.weight [8, 8, 3, 3] instead of [16, 8, 3, 3]" in err
+    assert err.count("\n") == 1 and not (tmp_path / "new" / "config.json").exists()
+
+
+@pytest.mark.slow
+def test_compare_trains_times_and_reports_both_sides(program, tmp_path):
+    short = ("--config.compare.epochs=0.5", "--config.compare.rounds=2")
+    small = (*short, "--config.compare.dtypes=('float32',)", "--config.compare.compiled=False")
+    run = ("--mode=compare", *QUICK, *small, f"--workdir={tmp_path}")
+    out, _ = finish(program(*run, "--config.compare.seeds=2"))
+    comparison = json.loads((tmp_path / "comparison.json").read_text())
+    assert comparison["status"] == "done"
+    for pair in comparison["runs"]:
+        ours, theirs = pair["jax"], pair["torch"]
+        assert len(ours["losses"]) == len(theirs["losses"]) == 12
+        # no dropout here: the same numbers, until rounding tells after some steps
+        np.testing.assert_allclose(ours["losses"][:4], theirs["losses"][:4], rtol=1e-3)
+        same = pair["same_weights"]
+        assert same["largest_difference"] < 1e-5
+        assert same["predictions_differ"] <= same["ties"]
+    assert set(comparison["timing"]) == {"jax float32", "torch float32"}
+    for form in comparison["timing"].values():
+        low, high = form["spread"]
+        assert 0 < low <= form["images_per_second"] <= high
+        assert form["peak_memory"] > 0 and form["first_steps"] > 0
+    assert (tmp_path / "comparison.md").read_text() in out
+    assert "<h1>resnet: JAX and PyTorch</h1>" in (tmp_path / "comparison.html").read_text()
 
 
 def test_lr_find_suggests_and_leaves_no_run(program, tmp_path):

@@ -1,0 +1,280 @@
+"""Checkpoints under faults: damaged ones are named and passed over, sound ones always found."""
+
+import json
+import math
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cifar_jax import InputError, checkpoint, sharding
+from cifar_jax.checkpoint import Checkpoints
+from cifar_jax.metrics import Metrics
+from cifar_jax.steps import TrainState
+
+PLACE = sharding.replicated(sharding.make_mesh())
+TX = optax.adam(1e-3)
+
+
+def state_at(step, value=None):
+    """A small state whose arrays all follow from `step`; its weights have a file of their own."""
+    rng = np.random.default_rng(step)
+    params = {"fc": {"kernel": jnp.asarray(rng.normal(size=(400, 100)), jnp.float32)}}
+    if value is not None:
+        params = jax.tree.map(lambda x: jnp.full_like(x, value), params)
+    statistics = {"bn": {"mean": jnp.asarray(rng.normal(size=10), jnp.float32)}}
+    moments = jax.tree.map(lambda x: x + step, TX.init(params))
+    step = jnp.asarray(step, jnp.int32)
+    state = TrainState(step, params, statistics, moments, jax.random.key(3))
+    return jax.device_put(state, PLACE)
+
+
+def sums():
+    return jax.device_put(Metrics.zeros(10), PLACE)
+
+
+def saved(folder, losses):
+    """A directory with a checkpoint at each step of {step: eval loss}."""
+    with Checkpoints(folder, PLACE) as checkpoints:
+        for step, loss in losses.items():
+            checkpoints.save(state_at(step), sums(), {"train_seconds": 1.5}, loss)
+            checkpoints.wait()
+    return folder
+
+
+def latest(folder):
+    """The step that a run would go on from; its state is checked against what was saved."""
+    with Checkpoints(folder, PLACE) as checkpoints:
+        found = checkpoints.restore_latest(state_at(0), sums())
+    if found is None:
+        return None
+    state, _, meta = found
+    assert meta["train_seconds"] == 1.5
+    want = state_at(int(state.step))
+    for ours, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(want), strict=True):
+        if not jnp.issubdtype(ours.dtype, jax.dtypes.prng_key):
+            np.testing.assert_array_equal(ours, theirs)
+    return int(state.step)
+
+
+def best(folder):
+    with Checkpoints(folder, PLACE, read_only=True) as checkpoints:
+        return int(checkpoints.restore_best(state_at(0)).step)
+
+
+def array_files(folder, step):
+    """The files that hold the weights of `step`, largest first."""
+    paths = [p for p in (folder / str(step) / "model").rglob("d/*") if p.stat().st_size > 10_000]
+    assert paths
+    return sorted(paths, key=lambda p: -p.stat().st_size)
+
+
+def test_nothing_saved_is_nothing_found(tmp_path):
+    assert latest(tmp_path / "c") is None
+    with pytest.raises(InputError, match="holds no evaluated checkpoint"):
+        best(tmp_path / "c")
+
+
+def test_latest_and_best_are_both_kept(tmp_path):
+    """The newest is not the best: neither is lost, and no more than three are kept."""
+    folder = saved(tmp_path / "c", {1: 0.9, 2: 0.2, 3: 0.5, 4: 0.7, 5: 0.6})
+    assert (latest(folder), best(folder)) == (5, 2)
+    assert {int(p.name) for p in folder.iterdir() if p.name.isdigit()} == {2, 4, 5}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, None])
+def test_a_loss_that_is_no_number_is_never_best(tmp_path, bad):
+    folder = saved(tmp_path / "c", {1: 0.9, 2: bad, 3: 1.5})
+    assert (latest(folder), best(folder)) == (3, 1)
+
+
+def test_every_flipped_bit_is_noticed(tmp_path, rng):
+    """Orbax alone restores flipped array bytes without a word."""
+    whole = saved(tmp_path / "whole", {1: 0.5, 2: 0.4})
+    for i in range(12):
+        folder = tmp_path / str(i)
+        shutil.copytree(whole, folder)
+        path = array_files(folder, 2)[0]
+        content = bytearray(path.read_bytes())
+        place = int(rng.integers(len(content)))
+        content[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(content)
+        found = latest(folder)  # what it restores is compared with what was saved
+        assert found in (1, 2)
+        if found == 1:
+            assert [p for p in folder.iterdir() if p.name.startswith("damaged-2-")]
+            assert best(folder) == 1
+
+
+def test_orbax_alone_does_not_notice(tmp_path, monkeypatch, rng):
+    """Without our checksums a flipped weight comes back: they are what the test above tests."""
+    monkeypatch.setattr(checkpoint, "_checksums", lambda tree: {})
+    folder = saved(tmp_path / "c", {1: 0.5})
+    path = array_files(folder, 1)[0]
+    whole = path.read_bytes()
+    outcomes = []
+    for place in rng.integers(len(whole) // 4, len(whole), 12):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        try:
+            outcomes.append(latest(folder))
+        except (AssertionError, InputError) as error:
+            outcomes.append(type(error).__name__)
+    assert "AssertionError" in outcomes, outcomes
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda step: truncate(array_files(step.parent, step.name)[0]),
+        lambda step: array_files(step.parent, step.name)[0].write_bytes(b""),
+        lambda step: array_files(step.parent, step.name)[0].unlink(),
+        lambda step: shutil.rmtree(step / "training"),
+        lambda step: truncate(next((step / "meta").glob("metadata"))),
+        lambda step: next((step / "meta").glob("metadata")).write_text('{"version": 2}'),
+        lambda step: truncate(step / "model" / "_METADATA"),
+        lambda step: truncate(step / "metrics" / "metrics"),
+        lambda step: (step / "_CHECKPOINT_METADATA").write_text("{"),
+        lambda step: [shutil.rmtree(p) if p.is_dir() else p.unlink() for p in step.iterdir()],
+    ],
+    ids=[
+        *("truncated arrays", "empty arrays", "deleted arrays", "deleted item"),
+        *("truncated meta", "changed meta", "truncated _METADATA", "truncated metrics"),
+        *("truncated root metadata", "empty folder"),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, harm, capsys):
+    folder = saved(tmp_path / "c", {1: 0.5, 2: 0.4})
+    harm(folder / "2")
+    step = latest(folder)
+    assert step in (1, 2)  # some of these files Orbax does not need
+    if step == 1:
+        said = capsys.readouterr().err
+        assert str(folder / "2") in said and "set aside" in said
+        with Checkpoints(folder, PLACE) as checkpoints:  # and step 2 can be saved again
+            checkpoints.save(state_at(2), sums(), {"train_seconds": 1.5}, 0.4)
+        assert latest(folder) == 2
+    assert best(folder) in (1, 2)
+
+
+def test_all_damaged_refuses_to_start_over(tmp_path):
+    folder = saved(tmp_path / "c", {1: 0.5, 2: 0.4})
+    for step in (1, 2):
+        truncate(array_files(folder, step)[0])
+    for _ in range(2):  # nothing is set aside: it says so again
+        with pytest.raises(InputError, match="no older checkpoint is sound; to start over, delete"):
+            latest(folder)
+
+
+def test_what_was_set_aside_still_refuses_to_start_over(tmp_path):
+    """A loss that cannot be read: set aside before Orbax looks; there is no older one."""
+    folder = saved(tmp_path / "c", {1: 0.5})
+    truncate(folder / "1" / "metrics" / "metrics")
+    for _ in range(2):
+        with pytest.raises(InputError, match="no older checkpoint is sound; to start over, delete"):
+            latest(folder)
+
+
+def test_a_save_killed_at_the_loss_is_no_damage(tmp_path):
+    folder = saved(tmp_path / "c", {1: 0.5})
+    (folder / "1").rename(folder / "1.orbax-checkpoint-tmp")
+    truncate(folder / "1.orbax-checkpoint-tmp" / "metrics" / "metrics")
+    assert latest(folder) is None
+
+
+def test_an_empty_folder_with_a_number_is_no_checkpoint(tmp_path):
+    folder = saved(tmp_path / "c", {1: 0.5})
+    (folder / "7").mkdir()
+    assert latest(folder) == 1
+    assert best(folder) == 1
+
+
+def test_foreign_files_are_left_alone(tmp_path):
+    folder = saved(tmp_path / "c", {1: 0.5})
+    (folder / "notes.txt").write_text("mine")
+    (folder / "backup").mkdir()
+    assert (latest(folder), best(folder)) == (1, 1)
+    assert (folder / "notes.txt").read_text() == "mine" and (folder / "backup").is_dir()
+
+
+def test_what_a_killed_save_left_is_cleaned(tmp_path):
+    folder = saved(tmp_path / "c", {1: 0.5})
+    shutil.copytree(folder / "1", folder / "2.orbax-checkpoint-tmp")
+    assert latest(folder) == 1
+    assert not (folder / "2.orbax-checkpoint-tmp").exists()
+
+
+def test_looking_touches_nothing(tmp_path):
+    folder = saved(tmp_path / "c", {1: 0.5, 2: 0.4})
+    truncate(array_files(folder, 2)[0])
+    before = sorted(folder.rglob("*"))
+    assert best(folder) == 1
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_another_format_is_refused_not_passed_over(tmp_path, monkeypatch):
+    folder = saved(tmp_path / "c", {1: 0.5})
+    monkeypatch.setattr(checkpoint, "VERSION", 99)
+    with pytest.raises(InputError, match="has format 2, not 99"):
+        latest(folder)
+    assert (folder / "1").is_dir()
+
+
+def test_another_structure_is_no_start_from_scratch(tmp_path):
+    folder = saved(tmp_path / "c", {1: 0.5})
+    state = state_at(0)
+    renamed = state.replace(params={"head": state.params["fc"]})
+    with (
+        Checkpoints(folder, PLACE) as checkpoints,
+        pytest.raises(InputError, match="no older checkpoint is sound"),
+    ):
+        checkpoints.restore_latest(renamed, sums())
+
+
+def test_no_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
+    folder = saved(tmp_path / "c", {1: 0.5})
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
+    with (
+        Checkpoints(folder, PLACE) as checkpoints,
+        pytest.raises(InputError, match=r"could not be written \(0 MiB are free.*make room"),
+    ):
+        checkpoints.save(state_at(2), sums(), {"train_seconds": 1.5}, 0.4)
+    monkeypatch.undo()
+    assert latest(folder) == 1
+
+
+def test_a_save_that_fails_underway_is_told(tmp_path, monkeypatch):
+    """What Orbax reports only when waited for."""
+    folder = saved(tmp_path / "c", {1: 0.5})
+    with Checkpoints(folder, PLACE) as checkpoints:
+
+        def fail():
+            raise ValueError("No space left on device")
+
+        monkeypatch.setattr(checkpoints.manager, "wait_until_finished", fail)
+        with pytest.raises(InputError, match="could not be written .No space left on device"):
+            checkpoints.wait()
+        monkeypatch.undo()
+    assert latest(folder) == 1
+
+
+def test_a_damaged_best_gives_way_to_the_next(tmp_path, capsys):
+    folder = saved(tmp_path / "c", {1: 0.2, 2: 0.5, 3: 0.4})
+    truncate(array_files(folder, 1)[0])
+    assert best(folder) == 3
+    assert "passed over" in capsys.readouterr().err
+
+
+def test_meta_holds_a_checksum_of_itself(tmp_path):
+    folder = saved(tmp_path / "c", {1: 0.5, 2: 0.4})
+    path = next((folder / "2" / "meta").glob("metadata"))
+    meta = json.loads(path.read_text())
+    meta["train_seconds"] = 99.0
+    path.write_text(json.dumps(meta))
+    assert latest(folder) == 1

@@ -1,0 +1,101 @@
+"""Running the program in processes of its own, and reading what a run left."""
+
+import json
+import multiprocessing
+import os
+import pathlib
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parent.parent
+QUICK = ("--config=configs/quickstart.py", "--config.model.widths=4,8,8,8", "--config.epochs=3")
+TIMES = ("seconds", "images_per_second")
+
+
+def finish(process, code=0):
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == code, (out, err)
+    return out, err
+
+
+def metrics(workdir):
+    """metrics.jsonl without what a clock wrote."""
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if k not in TIMES} for r in records]
+
+
+def result(workdir):
+    return json.loads((workdir / "result.json").read_text())
+
+
+def arrays(workdir):
+    """Every array of the latest checkpoint, read with Orbax alone: {path: numpy array}."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    step = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    out = {"step": step}
+    for item in ("model", "training"):
+        with ocp.StandardCheckpointer() as checkpointer:
+            path = workdir / "checkpoints" / str(step) / item
+            target = jax.tree.map(
+                lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device),
+                dict(checkpointer.metadata(path).item_metadata.tree),
+            )
+            tree = checkpointer.restore(path, target)
+        for key, value in jax.tree_util.tree_flatten_with_path(tree)[0]:
+            out[item + jax.tree_util.keystr(key)] = np.asarray(value)
+    return out
+
+
+def assert_same_run(a, b):
+    assert metrics(a) == metrics(b)
+    ours, theirs = arrays(a), arrays(b)
+    assert ours.keys() == theirs.keys()
+    for key in ours:
+        np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
+    first, second = result(a), result(b)
+    for key in ("status", "best", "last", "test", "per_class", "steps", "epochs", "dataset"):
+        assert first[key] == second[key]
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened in time"
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def _main(arguments, errors):
+    """main.py in this process, which ends with its exit code; stderr goes to a file."""
+    os.chdir(ROOT)
+    os.environ.update(JAX_PLATFORMS="cpu", XLA_FLAGS="")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(errors, os.O_WRONLY), 2)
+    sys.argv = ["main.py", *arguments]
+    from absl import app
+
+    import main
+
+    app.run(main.main, flags_parser=main.parse)
+
+
+def refusal(arguments):
+    """(exit code, stderr) of the program; for quick refusals: its imports are done only once.
+
+    A server process imports the program and forks for each call.
+    """
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["running", "main", "cifar_jax.compare", "cifar_jax.train"])
+    with tempfile.NamedTemporaryFile("r") as errors:
+        process = context.Process(target=_main, args=([*map(str, arguments)], errors.name))
+        process.start()
+        process.join(120)
+        assert process.exitcode is not None, "it hangs"
+        return process.exitcode, errors.read()
