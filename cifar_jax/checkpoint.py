@@ -2,7 +2,7 @@
 says orbax.
 
 A checkpoint is three items: `model` (params, batch_stats: all that evaluation needs), `training`
-(step, optimizer state, key, the sums of the epoch under way) and `meta` (JSON).
+(step, optimizer state, key, the sums of the epoch under way, lookahead's weights), `meta` (JSON).
 """
 
 import contextlib
@@ -96,11 +96,13 @@ def _model(state):
 
 def _training(state, epoch_metrics):
     """The item `training` of a TrainState and the sums of its epoch."""
+    slow = {} if state.slow is None else {"slow": state.slow}  # only where there is lookahead
     return {
         "step": state.step,
         "opt_state": state.opt_state,
         "key": jax.random.key_data(state.key),
         "epoch_metrics": epoch_metrics,
+        **slow,
     }
 
 
@@ -253,6 +255,7 @@ class Checkpoints:
                 **items["model"],
                 opt_state=training["opt_state"],
                 key=jax.random.wrap_key_data(training["key"]),
+                slow=training.get("slow"),
             )
             return state, training["epoch_metrics"], items["meta"]
         directory = pathlib.Path(self.manager.directory)

@@ -85,7 +85,8 @@ def import_weights(config, workdir, source):
         state = exp.init_state()
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         taken = weights.from_state_dict(config.model.name, exp.model, variables, state_dict)
-        state = state.replace(**jax.device_put(taken, exp.placement))
+        taken = jax.device_put(taken, exp.placement)
+        state = state.replace(**taken, slow=None if state.slow is None else taken)
         metrics, _ = exp.evaluate(state, exp.test if exp.validation is None else exp.validation)
         summary = metrics.summary()
         with Checkpoints(path / "checkpoints", exp.placement) as checkpoints:

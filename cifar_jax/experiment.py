@@ -6,7 +6,9 @@ Every mode starts here; below this file nothing knows the ConfigDict.
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
+import math
 import pathlib
 import platform
 import subprocess
@@ -25,8 +27,8 @@ from cifar_jax.augment import make_augment
 from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.data import Dataset
 from cifar_jax.models import create_model
-from cifar_jax.optim import Schedules, make_optimizer, make_schedules
-from cifar_jax.steps import init_state, make_evaluate, make_train_step
+from cifar_jax.optim import Schedules, make_lookahead, make_optimizer, make_schedules
+from cifar_jax.steps import count_steps, init_state, make_evaluate, make_train_step
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -48,19 +50,49 @@ class Experiment:
     tx: optax.GradientTransformation
     steps_per_epoch: int
     total_steps: int
+    batching: dict  # what steps.make_batches takes
     augment: Callable  # (key, u8 images) -> float images, as in training
     normalize: Callable  # (key, u8 images) -> float images, as in evaluation
     step: Callable  # see steps.make_train_step
     evaluate: Callable  # see steps.make_evaluate; jitted
+    evaluate_tta: Callable | None  # the same averaged over views of each image, if config.eval.tta
 
     def init_state(self, seed=None):
         """The initial TrainState of `seed` (None: config.seed), whole on every device."""
-        shape = self.test.images.shape[1:]
-        init = jax.jit(
-            lambda key: init_state(key, self.model, self.tx, shape),
-            out_shardings=self.placement,
-        )
-        return init(jax.random.key(self.config.seed if seed is None else seed))
+        key = jax.random.key(self.config.seed if seed is None else seed)
+        return self._init(key, self.train.images)
+
+    @functools.cached_property
+    def _init(self):
+        def init(key, images):
+            kwargs = {
+                "image_shape": images.shape[1:],
+                "lookahead": bool(self.config.lookahead.every),
+            }
+            if hasattr(self.model, "initialize_from_data"):
+                images = images[: self.model.whitening_images]
+                kwargs["images"] = self.normalize(key, images)
+            return init_state(key, self.model, self.tx, **kwargs)
+
+        return jax.jit(init, out_shardings=self.placement)
+
+    def epochs_at(self, step):
+        """Epochs trained after `step` steps; at the end config.epochs, whose last may be part of
+        one."""
+        if step == self.total_steps:
+            return self.config.epochs
+        epochs, rest = divmod(step, self.steps_per_epoch)
+        return step / self.steps_per_epoch if rest else epochs
+
+    def ends_epoch(self, step):
+        """Whether `step` steps make whole epochs or the whole run."""
+        return step % self.steps_per_epoch == 0 or step == self.total_steps
+
+    def images_at(self, step):
+        """Images trained on in the first `step` steps, each as often as it came."""
+        epochs, rest = divmod(step, self.steps_per_epoch)
+        n, batch_size = len(self.train.labels), self.config.batch_size
+        return epochs * min(n, self.steps_per_epoch * batch_size) + rest * batch_size
 
 
 def make_model(config, class_names, image_shape=(32, 32, 3)):
@@ -127,8 +159,9 @@ def make_experiment(config, total_steps=None):
         raise InputError(
             f"config.batch_size {config.batch_size} is more than the {n} training images"
         )
-    steps_per_epoch = -(-n // config.batch_size)
-    total_steps = total_steps or config.epochs * steps_per_epoch
+    steps_per_epoch = count_steps(n, config.batch_size, config.drop_last)
+    # the last epoch may be part of one; rounded first, for 2.3 * 10 is a little more than 23
+    total_steps = total_steps or math.ceil(round(config.epochs * steps_per_epoch, 6))
     with _section("schedule"):
         schedules = make_schedules(
             **config.schedule, total_steps=total_steps, steps_per_epoch=steps_per_epoch
@@ -136,21 +169,24 @@ def make_experiment(config, total_steps=None):
     with _section("optim"):
         tx = make_optimizer(**config.optim, schedule=schedules)
     shard = sharding.make_shard_batch(mesh)
-    step = make_train_step(
-        model,
-        tx,
-        **config.loss,
-        batch_size=config.batch_size,
-        num_examples=n,
-        augment=augment,
-        shard=shard,
-    )
-    evaluate = make_evaluate(
-        model,
-        batch_size=config.eval.batch_size,
-        transform=augment if config.eval.augmented else normalize,
-        shard=shard,
-    )
+    batching = {
+        "batch_size": config.batch_size,
+        "num_examples": n,
+        "augment": augment,
+        "drop_last": config.drop_last,
+        "alternating_flip": config.alternating_flip,
+        "shard": shard,
+    }
+    lookahead = None
+    if config.lookahead.every:
+        lookahead = make_lookahead(**config.lookahead, total_steps=total_steps)
+    step = make_train_step(model, tx, **config.loss, lookahead=lookahead, **batching)
+
+    def evaluation(tta):
+        transform = augment if config.eval.augmented else normalize
+        kwargs = {"batch_size": config.eval.batch_size, "transform": transform, "shard": shard}
+        return jax.jit(make_evaluate(model, tta=tta, **kwargs), out_shardings=placement)
+
     provenance = {
         "name": config.data.name,
         "sizes": {name: len(split) for name, split in splits.items()},
@@ -170,10 +206,12 @@ def make_experiment(config, total_steps=None):
         tx=tx,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
+        batching=batching,
         augment=augment,
         normalize=normalize,
         step=step,
-        evaluate=jax.jit(evaluate, out_shardings=placement),
+        evaluate=evaluation("none"),
+        evaluate_tta=evaluation(config.eval.tta) if config.eval.tta != "none" else None,
     )
 
 
@@ -261,9 +299,12 @@ def _check(config):
             value = value[part]
         if value < 1:
             raise InputError(f"config.{field} must be at least 1, not {value}")
-    for field in ("stop_after", "steps_per_call", "seed"):
-        if config[field] < 0:
-            raise InputError(f"config.{field} must not be negative, not {config[field]}")
+    for field in ("stop_after", "steps_per_call", "seed", "lookahead.every"):
+        value = config
+        for part in field.split("."):
+            value = value[part]
+        if value < 0:
+            raise InputError(f"config.{field} must not be negative, not {value}")
     if config.loss.reduction not in ("mean", "sum"):
         raise InputError(f"unknown loss.reduction {config.loss.reduction!r}; choose mean or sum")
     phases = config.schedule.get("epochs")

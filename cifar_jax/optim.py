@@ -6,7 +6,7 @@ then the moments, then the learning rate.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +23,19 @@ class Schedules:
     """What changes over a run: learning rate; optionally momentum (Adam's beta1), weight decay,
     fresh moments.
 
-    `restarts` are the steps at which the optimizer's moments start again from zero.
+    `restarts` are the steps at which the optimizer's moments start again from zero; `freeze` holds
+    the step from which a layer is trained no more, by the layer's name.
     """
 
     learning_rate: Schedule
     momentum: Schedule | None = None
     weight_decay: Schedule | None = None
     restarts: tuple[int, ...] = ()
+    freeze: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def frozen(self, step):
+        """Names of the layers that are not trained in training step `step` (0, 1, ...)."""
+        return tuple(sorted(layer for layer, first in self.freeze.items() if step >= first))
 
 
 def constant(value):
@@ -99,6 +105,19 @@ def one_cycle_momentum(base, maximum, total_steps, *, pct_start=0.3, anneal="cos
     return _up_and_down(maximum, base, maximum, total_steps, pct_start, anneal)
 
 
+def triangle(peak_lr, total_steps, *, pct_start, start_factor, end_factor):
+    """Linear from start_factor * peak_lr at step 0 to peak_lr at step int(pct_start * total_steps),
+    then to end_factor * peak_lr at step total_steps, one after the last (cifar10-airbench)."""
+    turn = int(pct_start * total_steps)
+    if not 0 < turn < total_steps:
+        raise InputError(
+            f"pct_start {pct_start} leaves no step before or after the peak of {total_steps} steps"
+        )
+    factors = [start_factor, 1.0, end_factor]
+    table = peak_lr * np.interp(np.arange(total_steps), [0, turn, total_steps], factors)
+    return lambda step: jnp.asarray(table, float)[jnp.minimum(step, total_steps - 1)]
+
+
 def make_schedules(*, name, total_steps, steps_per_epoch, **kwargs):
     """Schedules by name from a config section.
 
@@ -106,6 +125,7 @@ def make_schedules(*, name, total_steps, steps_per_epoch, **kwargs):
     momentum: (base,
     maximum) or None); 'phases' (epochs, peak_lr, weight_decay: a value for each phase; fresh
     moments between them);
+    'triangle' (peak_lr, pct_start, start_factor, end_factor, freeze: {layer: epochs it trains});
     'linear_ramp' and 'exponential_ramp' (start_lr, peak_lr). Raises InputError for an unknown name.
     """
     if name == "constant":
@@ -116,6 +136,12 @@ def make_schedules(*, name, total_steps, steps_per_epoch, **kwargs):
         return Schedules(
             one_cycle(total_steps=total_steps, **kwargs),
             momentum and one_cycle_momentum(*momentum, total_steps, **shape),
+        )
+    if name == "triangle":
+        freeze = kwargs.pop("freeze", {}).items()
+        return Schedules(
+            triangle(total_steps=total_steps, **kwargs),
+            freeze={layer: round(epochs * steps_per_epoch) for layer, epochs in freeze},
         )
     if name == "phases":
         if len({len(kwargs[key]) for key in ("epochs", "peak_lr", "weight_decay")}) != 1:
@@ -134,7 +160,7 @@ def make_schedules(*, name, total_steps, steps_per_epoch, **kwargs):
     ramps = {"linear_ramp": linear_ramp, "exponential_ramp": exponential_ramp}
     if name in ramps:
         return Schedules(ramps[name](kwargs["start_lr"], kwargs["peak_lr"], total_steps))
-    choices = ["constant", "one_cycle", "phases", *ramps]
+    choices = ["constant", "one_cycle", "phases", "triangle", *ramps]
     raise InputError(f"unknown schedule {name!r}; choose one of {', '.join(choices)}")
 
 
@@ -155,6 +181,58 @@ def restart(inner, steps):
     return optax.GradientTransformation(init, update)
 
 
+def freeze(layers):
+    """No update for the layers {name: step} from that step on; InputError for an unknown one."""
+
+    def init(params):
+        unknown = [layer for layer in layers if layer not in params]
+        if unknown:
+            raise InputError(f"schedule.freeze: the model has no layer {unknown[0]!r}")
+        return jnp.zeros((), jnp.int32)
+
+    def update(updates, count, params=None):
+        still = {
+            layer: jax.tree.map(
+                lambda u, first=first: jnp.where(count < first, u, 0), updates[layer]
+            )
+            for layer, first in layers.items()
+        }
+        return {**updates, **still}, count + 1
+
+    return optax.GradientTransformation(init, update)
+
+
+def scale_norm_biases(factor):
+    """Multiply the gradients of BatchNorm's biases, those of layers with 'bn' in their names."""
+
+    def scale(path, gradient):
+        layer, variable = path[-2].key, path[-1].key
+        return gradient * factor if "bn" in layer and variable == "bias" else gradient
+
+    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates))
+
+
+def make_lookahead(*, total_steps, every, decay, power):
+    """Lookahead over a whole run: lookahead(slow, fast, step) -> (slow, fast), after step 1, 2, ...
+
+    Every `every` steps slow <- s * slow + (1 - s) * fast with s = decay ** every *
+    (step / total_steps) ** power, and fast <- slow; at the end fast <- slow (cifar10-airbench).
+    """
+
+    def lookahead(slow, fast, step):
+        share = decay**every * (jnp.asarray(step, float) / total_steps) ** power
+        now = step % every == 0
+
+        def blend(slow, fast):
+            return jnp.where(now, slow + (1 - share).astype(fast.dtype) * (fast - slow), slow)
+
+        slow = jax.tree.map(blend, slow, fast)
+        taken = now | (step == total_steps)
+        return slow, jax.tree.map(lambda s, f: jnp.where(taken, s, f), slow, fast)
+
+    return lookahead
+
+
 def make_optimizer(
     *,
     name,
@@ -164,6 +242,7 @@ def make_optimizer(
     weight_decay=0.0,
     momentum=0.9,
     nesterov=False,
+    norm_bias_factor=1.0,
     b1=0.9,
     b2=0.999,
     eps=1e-8,
@@ -175,13 +254,16 @@ def make_optimizer(
     weight-decay schedule that
     one takes the place of `momentum`/`b1` or `weight_decay`. Clipping acts on the loss gradient
     alone, before L2:
-    `clip_value` element by element, `clip_norm` by global norm. Raises InputError for an unknown
-    name.
+    `clip_value` element by element, `clip_norm` by global norm. `norm_bias_factor` (sgd): how many
+    times larger the learning rate of BatchNorm's biases is; their decay a step is the others'.
+    Raises InputError for an unknown name.
     """
     if not isinstance(schedule, Schedules):
         schedule = Schedules(schedule)
     if name not in ("sgd", "adam", "adamw"):
         raise InputError(f"unknown optimizer {name!r}; choose one of sgd, adam, adamw")
+    if norm_bias_factor != 1.0 and name != "sgd":
+        raise InputError(f"norm_bias_factor is for sgd; {name} does not see a gradient's scale")
     cycled = schedule.momentum or constant(momentum if name == "sgd" else b1)
 
     def chain(learning_rate, momentum, weight_decay):
@@ -192,12 +274,17 @@ def make_optimizer(
         if schedule.restarts:
             moments = restart(moments, schedule.restarts)
         decay = optax.add_decayed_weights(weight_decay)
+        if norm_bias_factor != 1.0:
+            decay = optax.chain(scale_norm_biases(norm_bias_factor), decay)
+        rate = optax.scale_by_learning_rate(learning_rate)
+        if schedule.freeze:
+            rate = optax.chain(rate, freeze(schedule.freeze))
         order = (moments, decay) if name == "adamw" else (decay, moments)
         return optax.chain(
             optax.clip(clip_value) if clip_value else optax.identity(),
             optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
             *order,
-            optax.scale_by_learning_rate(learning_rate),
+            rate,
         )
 
     return optax.inject_hyperparams(chain)(

@@ -7,28 +7,36 @@ import optax
 from flax import struct
 from jax import lax, random
 
+from cifar_jax import InputError
+from cifar_jax.augment import flip
 from cifar_jax.metrics import measure, per_example_loss
 
 
 class TrainState(struct.PyTreeNode):
     """All that changes during training: step (int32), params, batch_stats, opt_state, key (the
-    run's, constant)."""
+    run's, constant); with lookahead `slow`, its weights {params, batch_stats}."""
 
     step: jax.Array
     params: dict
     batch_stats: dict
     opt_state: optax.OptState
     key: jax.Array
+    slow: dict | None = None
 
 
-def init_state(key, model, tx, image_shape=(32, 32, 3)):
-    """A fresh TrainState; `vmap` over keys gives many seeds."""
+def init_state(key, model, tx, image_shape=(32, 32, 3), images=None, lookahead=False):
+    """A fresh TrainState; `vmap` over keys gives many seeds.
+
+    `images`: normalised training images [N, H, W, C] for a model that measures them; `lookahead`
+    for a step that has one.
+    """
     init_key, run_key = random.split(key)
     variables = model.init(init_key, jnp.zeros((1, *image_shape)), train=False)
-    params = variables["params"]
-    return TrainState(
-        jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), tx.init(params), run_key
-    )
+    if images is not None:
+        variables = model.initialize_from_data(variables, images)
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    slow = {"params": params, "batch_stats": batch_stats} if lookahead else None
+    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), run_key, slow)
 
 
 def shuffled(key, positions, n):
@@ -67,15 +75,30 @@ def take(dataset, rows):
     return jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="clip"), dataset)
 
 
-def make_batches(*, batch_size, num_examples, augment, shard=lambda batch: batch):
+def count_steps(num_examples, batch_size, drop_last=False):
+    """Training steps an epoch: with the smaller last batch, or without it."""
+    return num_examples // batch_size if drop_last else -(-num_examples // batch_size)
+
+
+def make_batches(
+    *,
+    batch_size,
+    num_examples,
+    augment,
+    drop_last=False,
+    alternating_flip=False,
+    shard=lambda batch: batch,
+):
     """batches(key, step, dataset, size=batch_size) -> (augmented images, labels, dropout key).
 
     Step t takes examples [i * batch_size, i * batch_size + size) of epoch t // steps_per_epoch's
     random order, i = t modulo steps_per_epoch = ceil(num_examples / batch_size); the last batch of
-    an epoch is smaller and needs its own static `size`. All follows from (key, step) alone.
-    `augment(key, u8 images)` includes the normalisation; `shard` constrains the batch's sharding.
+    an epoch is smaller and needs its own static `size`, unless `drop_last` leaves it out. All
+    follows from (key, step) alone. `augment(key, u8 images)` includes the normalisation;
+    `alternating_flip` mirrors each image in every other epoch, from the first or the second on by a
+    coin of its own (cifar10-airbench); `shard` constrains the batch's sharding.
     """
-    steps_per_epoch = -(-num_examples // batch_size)
+    steps_per_epoch = count_steps(num_examples, batch_size, drop_last)
 
     def batches(key, step, dataset, size=batch_size):
         epoch, i = step // steps_per_epoch, step % steps_per_epoch
@@ -83,7 +106,12 @@ def make_batches(*, batch_size, num_examples, augment, shard=lambda batch: batch
         augment_key, dropout_key = random.split(random.fold_in(random.fold_in(key, 1), step))
         rows = shuffled(order_key, i * batch_size + jnp.arange(size), num_examples)
         batch = shard(take(dataset, rows))
-        return augment(augment_key, batch.images), batch.labels, dropout_key
+        images = augment(augment_key, batch.images)
+        if alternating_flip:
+            coin_key = random.fold_in(key, 3)
+            coins = jax.vmap(lambda row: random.bernoulli(random.fold_in(coin_key, row)))(rows)
+            images = flip(images, coins ^ (epoch % 2 == 1))
+        return images, batch.labels, dropout_key
 
     return batches
 
@@ -92,29 +120,28 @@ def make_train_step(
     model,
     tx,
     *,
-    batch_size,
-    num_examples,
-    augment,
     reduction="mean",
     label_smoothing=0.0,
-    shard=lambda batch: batch,
+    lookahead=None,
+    **batching,
 ):
-    """One optimizer step as a pure function: step(state, dataset, size=batch_size) -> (state,
-    Metrics).
+    """One optimizer step as a pure function: step(state, dataset, size=batch_size, frozen=()) ->
+    (state, Metrics).
 
-    It trains on make_batches' batch of its step; dropout follows from (state.key, step) too.
-    `reduction` of the loss is 'mean' or 'sum' over the batch. Metrics are of the training-mode
-    forward pass.
+    It trains on the batch of its step of make_batches(**batching); dropout follows from (state.key,
+    step) too. `reduction` of the loss is 'mean' or 'sum' over the batch. `lookahead`: see
+    optim.make_lookahead; it acts on params and batch_stats. The layers named in `frozen` are those
+    that `tx` does not update in this step: their gradients are not computed. Metrics are of the
+    training-mode forward pass.
     """
-    batches = make_batches(
-        batch_size=batch_size, num_examples=num_examples, augment=augment, shard=shard
-    )
+    batches = make_batches(**batching)
     scale = {"mean": lambda size: 1.0 / size, "sum": lambda size: 1.0}[reduction]
 
-    def step(state, dataset, size=batch_size):
+    def step(state, dataset, size=batching["batch_size"], frozen=()):
         images, labels, dropout_key = batches(state.key, state.step, dataset, size)
 
         def loss_fn(params):
+            params = {**params, **{name: lax.stop_gradient(params[name]) for name in frozen}}
             variables = {"params": params, "batch_stats": state.batch_stats}
             logits, updated = model.apply(
                 variables,
@@ -130,16 +157,16 @@ def make_train_step(
 
         grads, (metrics, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        state = state.replace(
-            step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state
-        )
-        return state, metrics
+        fast = {"params": optax.apply_updates(state.params, updates), "batch_stats": batch_stats}
+        slow, count = state.slow, state.step + 1
+        if lookahead:
+            slow, fast = lookahead(slow, fast, count)
+        return state.replace(step=count, **fast, opt_state=opt_state, slow=slow), metrics
 
     return step
 
 
-def repeat(step, num_steps, size):
+def repeat(step, num_steps, size, frozen=()):
     """`num_steps` consecutive steps of `size` examples as one call: run(state, metrics, dataset)
     -> (state, metrics).
 
@@ -150,7 +177,7 @@ def repeat(step, num_steps, size):
 
     def body(carry, dataset):
         state, metrics = carry
-        state, more = step(state, dataset, size)
+        state, more = step(state, dataset, size, frozen)
         return state, metrics + more
 
     def run(state, metrics, dataset):
@@ -164,27 +191,53 @@ def repeat(step, num_steps, size):
     return run
 
 
-def make_predict(model, *, transform):
+def make_predict(model, *, transform, tta="none"):
     """predict(state, key, u8 images [B, H, W, 3]) -> logits float32 [B, num_classes], in
-    evaluation mode."""
+    evaluation mode, averaged over the views `tta` (average_views). Raises InputError for an unknown
+    one."""
+    if tta not in ("none", "mirror", "multicrop"):
+        raise InputError(f"unknown eval.tta {tta!r}; choose none, mirror or multicrop")
 
     def predict(state, key, images):
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        logits = model.apply(variables, transform(key, images), train=False)
+        logits = average_views(
+            lambda x: model.apply(variables, x, train=False), transform(key, images), tta
+        )
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
     return predict
 
 
-def make_evaluate(model, *, batch_size, transform, shard=lambda batch: batch):
+def average_views(predict, images, tta):
+    """Logits [B, C] of predict(images [B, H, W, C]) averaged over views of each image.
+
+    `tta` is 'none', 'mirror' (the image and its mirror image) or 'multicrop' (half the weight on
+    these two, half on those of two diagonal shifts by one pixel, edges reflected): level 0, 1 and 2
+    of cifar10-airbench.
+    """
+    if tta == "none":
+        return predict(images)
+    views, weights = [images], [0.5]
+    if tta == "multicrop":
+        height, width = images.shape[1:3]
+        padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+        views += [padded[:, i : i + height, i : i + width] for i in (0, 2)]
+        weights = [0.25, 0.125, 0.125]
+    views = jnp.stack([*views, *(view[:, :, ::-1] for view in views)])
+    logits = lax.map(predict, views)  # [views, B, C]
+    return jnp.tensordot(jnp.array([*weights, *weights], logits.dtype), logits, 1)
+
+
+def make_evaluate(model, *, batch_size, transform, tta="none", shard=lambda batch: batch):
     """evaluate(state, dataset) -> (Metrics, logits [N, num_classes]); every image counts once at
     any batch size.
 
     The last batch is filled up and its surplus masked out. `transform(key, u8 images)` normalises;
     where it is random
-    (an augmented test, as system 004's) it follows from (state.key, step).
+    (an augmented test, as system 004's) it follows from (state.key, step). `tta`: the views of an
+    image, see average_views.
     """
-    predict = make_predict(model, transform=transform)
+    predict = make_predict(model, transform=transform, tta=tta)
 
     def evaluate(state, dataset):
         n = dataset.images.shape[0]

@@ -230,7 +230,96 @@ class Dilated(nn.Module):
         return F.log_softmax(self.fc2(self.fc1(x)), 1)
 
 
-TWINS = {"vgg": VGG, "convnet": ConvNet, "resnet": ResNet, "mixture": Mixture, "dilated": Dilated}
+class Whitening(nn.Module):
+    """2 x 2 convolution whose weight, measured on the data, is no parameter; its bias is."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(24, 3, 2, 2))
+        self.bias = nn.Parameter(torch.zeros(24))
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight, self.bias)
+
+
+class ShiftNorm(nn.BatchNorm2d):
+    """BatchNorm with a bias and no weight; keeps the biased running variance.
+
+    `keep` is the share of the old running value.
+    """
+
+    def __init__(self, width, keep):
+        super().__init__(width, eps=1e-12, momentum=1 - keep)
+        self.weight = None
+
+    def forward(self, x):
+        if not self.training:
+            return super().forward(x)
+        with torch.no_grad():
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            var, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var, self.momentum)
+            self.num_batches_tracked += 1
+        return F.batch_norm(x, None, None, None, self.bias, True, 0.0, self.eps)
+
+
+class Group(nn.Module):
+    """Conv -> max-pool -> norm -> GELU, then (conv -> norm -> GELU), the third with a residual."""
+
+    def __init__(self, channels, width, depth, momentum):
+        super().__init__()
+        self.depth = depth
+        for k in range(1, depth + 1):
+            conv = nn.Conv2d(channels, width, 3, padding="same", bias=False)
+            self.add_module(f"conv{k}", conv)
+            self.add_module(f"norm{k}", ShiftNorm(width, momentum))
+            channels = width
+
+    def forward(self, x):
+        first = x = F.gelu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
+        for k in range(2, self.depth):
+            x = F.gelu(getattr(self, f"norm{k}")(getattr(self, f"conv{k}")(x)))
+        x = getattr(self, f"norm{self.depth}")(getattr(self, f"conv{self.depth}")(x))
+        return F.gelu(x + first if self.depth > 2 else x)
+
+
+class AirBench(nn.Module):
+    """The speedrun's net (airbench94; with depth 3 airbench96): whitening, three groups, head."""
+
+    def __init__(
+        self,
+        num_classes=10,
+        image_size=32,
+        widths=(64, 256, 256),
+        depth=2,
+        momentum=0.6,
+        logit_scale=1 / 9,
+    ):
+        super().__init__()
+        self.groups, self.logit_scale = len(widths), logit_scale
+        self.whiten = Whitening()
+        channels, size = 24, image_size - 1
+        for i, width in enumerate(widths, 1):
+            self.add_module(f"group{i}", Group(channels, width, depth, momentum))
+            channels, size = width, size // 2
+        self.head = nn.Linear(channels * (size // 3) ** 2, num_classes, bias=False)
+
+    def forward(self, x):
+        x = F.gelu(self.whiten(x))
+        for i in range(1, self.groups + 1):
+            x = getattr(self, f"group{i}")(x)
+        return self.head(F.max_pool2d(x, 3).flatten(1)) * self.logit_scale
+
+
+TWINS = {
+    "vgg": VGG,
+    "convnet": ConvNet,
+    "resnet": ResNet,
+    "mixture": Mixture,
+    "dilated": Dilated,
+    "airbench": AirBench,
+}
 
 
 def create_twin(name, *, num_classes=10, image_size=32, dtype="float32", **kwargs):
@@ -308,8 +397,8 @@ class Recipe:
     """A config's loss, clipping, optimizer and schedule in torch: `step` is one optimizer step.
 
     `optim`, `schedule` and `loss` are those sections of the config as keyword dicts; a schedule
-    spans `total_steps`. `autocast` names the dtype of the forward pass ('bfloat16'), `compiled`
-    runs it through torch.compile, `fused` takes the optimizer's fused kernel. Raises InputError
+    spans `total_steps`. `lookahead`: every, decay, power of optim.make_lookahead. `autocast` names
+    the dtype of the forward pass ('bfloat16'), `compiled` runs it through torch.compile, `fused` takes the optimizer's fused kernel. Raises InputError
     for a schedule that torch.optim does not have.
     """
 
@@ -322,6 +411,7 @@ class Recipe:
         loss,
         total_steps,
         steps_per_epoch,
+        lookahead=None,
         autocast=None,
         compiled=False,
         fused=False,
@@ -330,7 +420,9 @@ class Recipe:
         self.total_steps, self.steps_per_epoch, self.fused = total_steps, steps_per_epoch, fused
         self.autocast = DTYPES[autocast] if autocast else None
         self.forward = torch.compile(twin) if compiled else twin
-        self.count, self.restarts = 0, {}
+        self.count, self.restarts, self.freeze = 0, {}, {}
+        self.lookahead = lookahead if lookahead and lookahead["every"] else None
+        self.slow = [tensor.clone() for tensor in self.fast()] if self.lookahead else []
         if self.schedule["name"] == "phases":
             starts = np.cumsum([0, *self.schedule["epochs"][:-1]]) * steps_per_epoch
             self.restarts = {int(start): i for i, start in enumerate(starts)}
@@ -342,6 +434,18 @@ class Recipe:
         o, schedule = self.optim, self.schedule
         shared = {"lr": lr, "weight_decay": weight_decay, "fused": self.fused}
         parameters = self.twin.parameters()
+        factor = o.get("norm_bias_factor", 1.0)
+        if factor != 1.0:
+            norms = [m for m in self.twin.modules() if isinstance(m, nn.BatchNorm2d)]
+            biases = {id(norm.bias): norm.bias for norm in norms}
+            parameters = [
+                {"params": [p for p in parameters if id(p) not in biases]},
+                {
+                    "params": [*biases.values()],
+                    "lr": factor * lr,
+                    "weight_decay": weight_decay / factor,
+                },
+            ]
         if o["name"] == "sgd":
             self.optimizer = torch.optim.SGD(
                 parameters, momentum=o["momentum"], nesterov=o["nesterov"], **shared
@@ -364,8 +468,34 @@ class Recipe:
                 final_div_factor=schedule.get("final_div_factor", 1e4),
                 **cycle,
             )
+        elif schedule["name"] == "triangle":
+            turn = int(schedule["pct_start"] * self.total_steps)
+            points = [0, turn, self.total_steps]
+            factors = [schedule["start_factor"], 1.0, schedule["end_factor"]]
+            self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+                self.optimizer, lambda step: np.interp(step, points, factors)
+            )
+            self.freeze = {
+                name: round(epochs * self.steps_per_epoch)
+                for name, epochs in schedule.get("freeze", {}).items()
+            }
         elif schedule["name"] not in ("constant", "phases"):
             raise InputError(f"schedule {schedule['name']!r} has no counterpart in torch.optim")
+
+    def fast(self):
+        """The tensors that lookahead acts on: parameters and statistics."""
+        return [x for x in self.twin.state_dict().values() if x.is_floating_point()]
+
+    def look_ahead(self):
+        """Pull the slow tensors after the twin's and set the twin's to them."""
+        every, decay, power = (self.lookahead[key] for key in ("every", "decay", "power"))
+        if self.count % every and self.count != self.total_steps:
+            return
+        share = decay**every * (self.count / self.total_steps) ** power
+        for slow, fast in zip(self.slow, self.fast(), strict=True):
+            if self.count % every == 0:
+                slow.lerp_(fast, 1 - share)
+            fast.copy_(slow)
 
     def gradients(self, images, labels):
         """Forward and backward on one batch; leaves the gradients, returns the mean loss."""
@@ -383,6 +513,8 @@ class Recipe:
         if self.count in self.restarts:
             i = self.restarts[self.count]
             self.begin(self.schedule["peak_lr"][i], self.schedule["weight_decay"][i])
+        for name, first in self.freeze.items():
+            getattr(self.twin, name).requires_grad_(self.count < first)
         loss = self.gradients(images, labels)
         if self.optim["clip_value"]:
             nn.utils.clip_grad_value_(self.twin.parameters(), self.optim["clip_value"])
@@ -392,6 +524,8 @@ class Recipe:
         self.count += 1
         if self.scheduler is not None and self.count < self.total_steps:
             self.scheduler.step()
+        if self.lookahead:
+            self.look_ahead()
         return loss
 
 

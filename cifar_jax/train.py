@@ -59,10 +59,11 @@ def evaluate(config, workdir):
     metrics, _ = exp.evaluate(state, exp.test)
     evaluation = {
         "checkpoint_step": step,
-        "epoch": step / exp.steps_per_epoch,
+        "epoch": exp.epochs_at(step),
         "split": "test",
         "augmented": config.eval.augmented,
         **metrics.summary(),
+        **with_tta(exp, state),
         "per_class": per_class(metrics, exp.class_names),
         "dataset": exp.provenance,
         **environment(),
@@ -77,6 +78,14 @@ def evaluate(config, workdir):
     return evaluation
 
 
+def with_tta(exp, state):
+    """{} or, where config.eval.tta asks for it, what it is and the test accuracy with it."""
+    if exp.evaluate_tta is None:
+        return {}
+    accuracy = exp.evaluate_tta(state, exp.test)[0].summary()["accuracy"]
+    return {"tta": exp.config.eval.tta, "accuracy_tta": accuracy}
+
+
 def per_class(metrics, class_names):
     """{class name: accuracy in percent} from the confusion sums."""
     confusion = np.asarray(jax.device_get(metrics.confusion))
@@ -86,7 +95,7 @@ def per_class(metrics, class_names):
 
 def all_finite(state):
     """Whether parameters, statistics and moments hold no infinity and no NaN."""
-    leaves = jax.tree.leaves((state.params, state.batch_stats, state.opt_state))
+    leaves = jax.tree.leaves((state.params, state.batch_stats, state.opt_state, state.slow))
     checks = [jnp.isfinite(x).all() for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
     return jnp.array(checks).all()
 
@@ -135,16 +144,15 @@ class Run:
             self.train_seconds = meta["train_seconds"]
             self.records = meta["records"]
             (self.path / "result.json").unlink(missing_ok=True)  # until this run says how it ended
-            print(f"resuming {self.path} at epoch {step / self.exp.steps_per_epoch:g}", flush=True)
+            print(f"resuming {self.path} at epoch {self.exp.epochs_at(step):g}", flush=True)
         files.rewrite_metrics(metrics_file, self.records)
 
     def train(self, interruption):
         """Train to the end, to stop_after or to an interruption; returns the status."""
         exp, config = self.exp, self.exp.config
-        per_epoch = exp.steps_per_epoch
         end = exp.total_steps
-        if config.stop_after:
-            end = min(end, max(1, round(config.stop_after * per_epoch)))
+        if 0 < config.stop_after < config.epochs:
+            end = min(end, max(1, round(config.stop_after * exp.steps_per_epoch)))
         step = int(self.state.step)
         self.compile(step, end)
         while step < end:
@@ -155,21 +163,20 @@ class Run:
                 best = self.checkpoints.restore_best(self.state)
                 self.state = best.replace(step=self.state.step)
             step = self.train_epoch(step, end, interruption)
-            if step % per_epoch:  # interrupted or stopped within the epoch
-                if not self.save_if_finite():
-                    return "diverged"
-            elif not self.end_epoch(step):
+            # interrupted or stopped within the epoch, there is nothing to evaluate yet
+            if not (self.end_epoch(step) if exp.ends_epoch(step) else self.save_if_finite()):
                 return "diverged"
         if step == exp.total_steps:
             return "done"
         return "interrupted" if interruption.requested else "stopped"
 
     def plan(self, step, end):
-        """The compiled calls (number of steps, size) from `step` to the end of its epoch or to
-        `end`.
+        """The compiled calls (number of steps, size, frozen layers) from `step` to the end of its
+        epoch or to `end`.
 
         Calls begin at the same steps however often a run is interrupted.
         """
+        frozen = self.exp.schedules.frozen(step)
         per_epoch, batch_size = self.exp.steps_per_epoch, self.exp.config.batch_size
         n = self.exp.train.images.shape[0]
         full, tail = divmod(n, batch_size)
@@ -177,38 +184,38 @@ class Run:
         k = self.steps_per_call
         while i < min(full, limit):
             count = min(k - i % k, full - i, limit - i)
-            yield count, batch_size
+            yield count, batch_size, frozen
             i += count
         if i < limit:
-            yield 1, tail
+            yield 1, tail, frozen
 
     def compile(self, step, end):
         """Compile what this run will call, ahead of time."""
         exp, start = self.exp, time.perf_counter()
-        calls = {*self.plan(step, end)} if step < end else set()
-        if step < end - end % exp.steps_per_epoch:
-            calls |= {*self.plan(0, exp.steps_per_epoch)}
-        if end % exp.steps_per_epoch and step < end:
-            calls |= {*self.plan(end - end % exp.steps_per_epoch, end)}
-        for count, size in sorted(calls):
+        calls = set()
+        while step < end:
+            calls |= {*self.plan(step, end)}
+            step += exp.steps_per_epoch - step % exp.steps_per_epoch
+        for call in sorted(calls):
             run = jax.jit(
-                repeat(exp.step, count, size),
+                repeat(exp.step, *call),
                 donate_argnums=0,
                 out_shardings=(exp.placement, exp.placement),
             )
-            self.programs[count, size] = run.lower(self.state, self.metrics, exp.train).compile()
+            self.programs[call] = run.lower(self.state, self.metrics, exp.train).compile()
         self.evaluate = exp.evaluate.lower(self.state, self.eval_set).compile()
         self.compile_seconds = time.perf_counter() - start
 
     def train_epoch(self, step, end, interruption):
         """Run the rest of the epoch `step` lies in; returns the step reached."""
-        exp, config = self.exp, self.exp.config
-        epoch = step // exp.steps_per_epoch
+        exp, config, per_epoch = self.exp, self.exp.config, self.exp.steps_per_epoch
+        epoch = step // per_epoch
+        first = exp.images_at(epoch * per_epoch)
         start, before = time.perf_counter(), self.train_seconds
         bar = tqdm(
-            total=exp.train.images.shape[0],
-            initial=step % exp.steps_per_epoch * config.batch_size,
-            desc=f"epoch {epoch + 1}/{config.epochs}",
+            total=exp.images_at(min((epoch + 1) * per_epoch, exp.total_steps)) - first,
+            initial=exp.images_at(step) - first,
+            desc=f"epoch {epoch + 1}/{config.epochs:g}",
             unit=" images",
             unit_scale=True,
             disable=not sys.stderr.isatty(),
@@ -216,11 +223,10 @@ class Run:
             dynamic_ncols=True,
         )
         with bar, jax.transfer_guard("disallow"):
-            for count, size in self.plan(step, end):
+            for call in self.plan(step, end):
                 previous = self.metrics
-                self.state, self.metrics = self.programs[count, size](
-                    self.state, self.metrics, exp.train
-                )
+                program, (count, size, _) = self.programs[call], call
+                self.state, self.metrics = program(self.state, self.metrics, exp.train)
                 step += count
                 # waiting for the call before keeps one in flight: the device never waits for us
                 jax.block_until_ready(previous)
@@ -243,7 +249,7 @@ class Run:
         measured = metrics.summary()
         eval_seconds = time.perf_counter() - start
         record = {
-            "epoch": step // exp.steps_per_epoch,
+            "epoch": exp.epochs_at(step),
             "step": step,
             "lr": float(exp.schedules.learning_rate(step - 1)),
             "train_loss": train["loss"],
@@ -252,20 +258,25 @@ class Run:
             "eval_accuracy": measured["accuracy"],
             "eval_top3": measured["top3"],
             "eval_top5": measured["top5"],
-            "images_per_second": exp.train.images.shape[0] / self.train_seconds,
+            "images_per_second": self.images_of_epoch(step) / self.train_seconds,
             "seconds": self.train_seconds + eval_seconds,
         }
         self.records.append(record)
         files.append_metrics(self.path / "metrics.jsonl", record)
         self.metrics, self.train_seconds = self.no_metrics, 0.0
         print(
-            f"epoch {record['epoch']:3d}/{exp.config.epochs}  lr {record['lr']:.3g}  "
+            f"epoch {record['epoch']:3g}/{exp.config.epochs:g}  lr {record['lr']:.3g}  "
             f"train {train['loss']:.4f} {train['accuracy']:.2f} %  "
             f"eval {measured['loss']:.4f} {measured['accuracy']:.2f} %  "
             f"{record['images_per_second']:,.0f} images/s  {record['seconds']:.1f} s",
             flush=True,
         )
         return math.isfinite(train["loss"]) and self.save_if_finite(measured["loss"])
+
+    def images_of_epoch(self, step):
+        """Images trained on in the epoch that ends at `step`."""
+        begin = (step - 1) // self.exp.steps_per_epoch * self.exp.steps_per_epoch
+        return self.exp.images_at(step) - self.exp.images_at(begin)
 
     def save_if_finite(self, eval_loss=None):
         """Save a checkpoint if the state is finite; returns whether it is."""
@@ -294,21 +305,25 @@ class Run:
             measure = self.evaluate if exp.validation is None else exp.evaluate
             metrics, logits = measure(state, exp.test)
             measured = {
-                "test": {**_figures(metrics.summary()), "augmented": config.eval.augmented},
+                "test": {
+                    **_figures(metrics.summary()),
+                    "augmented": config.eval.augmented,
+                    **with_tta(exp, state),
+                },
                 "per_class": per_class(metrics, exp.class_names),
             }
-            if step % exp.steps_per_epoch and status != "diverged":
+            if not exp.ends_epoch(step) and status != "diverged":
                 now = metrics
                 if state is not self.state or exp.validation is not None:
                     now, _ = self.evaluate(self.state, self.eval_set)
-                last = {"epoch": step / exp.steps_per_epoch, **_figures(now.summary())}
+                last = {"epoch": exp.epochs_at(step), **_figures(now.summary())}
         best = next((_figures_of(r) for r in self.records if r["step"] == best_step), last)
         if best_step == 0 and measured:  # imported weights, never bettered: no epoch has this
             start = metrics if exp.validation is None else self.evaluate(state, self.eval_set)[0]
             best = {"epoch": 0, **_figures(start.summary())}
         imported = files.read_json(self.path / "config.json").get("imported")
         train_seconds = sum(
-            exp.train.images.shape[0] / r["images_per_second"] for r in self.records
+            self.images_of_epoch(r["step"]) / r["images_per_second"] for r in self.records
         )
         eval_seconds = sum(r["seconds"] for r in self.records) - train_seconds
         train_seconds += self.train_seconds
@@ -319,7 +334,7 @@ class Run:
             "dataset": exp.provenance,
             "seed": config.seed,
             **({"imported": imported} if imported else {}),
-            "epochs": step / exp.steps_per_epoch,
+            "epochs": exp.epochs_at(step),
             "epochs_planned": config.epochs,
             "steps": step,
             "best": best,

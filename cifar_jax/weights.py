@@ -19,7 +19,7 @@ class Layer:
     flattens [H, W, C], PyTorch [C, H, W].
     """
 
-    kind: str  # conv | linear | batch_norm
+    kind: str  # conv | frozen_conv | linear | batch_norm
     flax: str
     torch: tuple[str, ...]
     flattened: int = 1
@@ -28,6 +28,7 @@ class Layer:
 # (collection, Flax variable, PyTorch tensor) of each kind; a layer without bias has no such one.
 VARIABLES = {
     "conv": (("params", "kernel", "weight"), ("params", "bias", "bias")),
+    "frozen_conv": (("batch_stats", "kernel", "weight"), ("params", "bias", "bias")),
     "linear": (("params", "kernel", "weight"), ("params", "bias", "bias")),
     "batch_norm": (
         ("params", "scale", "weight"),
@@ -101,12 +102,22 @@ def _dilated(model):
     yield _linear("fc2")
 
 
+def _airbench(model):
+    yield Layer("frozen_conv", "whiten", ("whiten",))
+    for i in range(1, len(model.widths) + 1):
+        for k in range(1, model.depth + 1):
+            yield _conv(f"group{i}_conv{k}", f"group{i}.conv{k}")
+            yield _norm(f"group{i}_bn{k}", f"group{i}.norm{k}")
+    yield _linear("head")
+
+
 FAMILIES = {
     "vgg": _vgg,
     "convnet": _convnet,
     "resnet": _resnet,
     "mixture": _mixture,
     "dilated": _dilated,
+    "airbench": _airbench,
 }
 
 
@@ -119,7 +130,7 @@ def _to_torch(layer, variable, value):
     """One tensor in PyTorch's layout."""
     if variable != "kernel":
         return value
-    if layer.kind == "conv":
+    if layer.kind != "linear":
         return value.transpose(3, 2, 0, 1)  # [O, I, k, k]
     rows, features = value.shape
     pixels = rows // layer.flattened
@@ -130,7 +141,7 @@ def _to_flax(layer, variable, value):
     """The inverse of _to_torch."""
     if variable != "kernel":
         return value
-    if layer.kind == "conv":
+    if layer.kind != "linear":
         return value.transpose(2, 3, 1, 0)  # [k, k, I, O]
     features, rows = value.shape
     pixels = rows // layer.flattened

@@ -14,7 +14,7 @@ from cifar_jax import InputError
 # A section's name stands for all its fields.
 FREE_FIELDS = ("data.dir", "stop_after", "report", "lr_find", "compare")
 # And those that may differ when a run is only looked at.
-LOOKING_FIELDS = (*FREE_FIELDS, "eval.augmented", "eval.batch_size")
+LOOKING_FIELDS = (*FREE_FIELDS, "eval.augmented", "eval.batch_size", "eval.tta")
 
 
 def write_json(path, value):

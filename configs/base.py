@@ -14,6 +14,8 @@ def get_config():
     c.seed = 0  # initial weights, order, augmentation, dropout: everything random follows from it
     c.epochs = 24  # passes over the training images; the schedule spans them
     c.batch_size = 128  # images a step, over all devices together
+    c.drop_last = False  # leave out the last images of an epoch's order that fill no batch
+    c.alternating_flip = False  # mirror every image in every other epoch (see steps.make_batches)
     c.stop_after = (
         0.0  # epochs after which to stop (0: run them all); same command with more, or 0, goes on
     )
@@ -32,9 +34,8 @@ def get_config():
     )
 
     c.model = ConfigDict()
-    c.model.name = (
-        ""  # vgg | convnet | resnet | mixture | dilated; its other fields can be set beside it
-    )
+    # vgg | convnet | resnet | mixture | dilated | airbench; its other fields can be set beside it
+    c.model.name = ""
     c.model.dtype = (
         "float32"  # compute dtype: float32 | bfloat16; parameters and statistics stay float32
     )
@@ -52,14 +53,21 @@ def get_config():
     c.optim.clip_norm = config_dict.placeholder(float)  # clip the gradient's global norm to this
     c.optim.momentum = 0.9  # sgd
     c.optim.nesterov = False  # sgd
+    c.optim.norm_bias_factor = 1.0  # sgd: learning rate of BatchNorm's biases over that of the rest
     c.optim.b1 = 0.9  # adam, adamw
     c.optim.b2 = 0.999
     c.optim.eps = 1e-8
 
     c.schedule = ConfigDict()
-    c.schedule.name = "constant"  # constant | one_cycle | phases | linear_ramp | exponential_ramp
+    # constant | one_cycle | phases | triangle | linear_ramp | exponential_ramp
+    c.schedule.name = "constant"
     c.schedule.peak_lr = 1e-3
     c.schedule.start_lr = 1e-6  # the ramps: where they begin
+
+    c.lookahead = ConfigDict()  # slow weights that follow the trained ones (optim.make_lookahead)
+    c.lookahead.every = 0  # steps between their meetings; 0: none
+    c.lookahead.decay = 0.95  # share of the slow ones kept a step, at the end of the run
+    c.lookahead.power = 3  # of the run's progress, by which that share grows from 0
 
     c.lr_find = ConfigDict()  # --mode=lr_find
     c.lr_find.start_lr = 1e-6
@@ -85,6 +93,8 @@ def get_config():
 
     c.eval = ConfigDict()
     c.eval.batch_size = 512  # images a batch; changes no figure unless eval.augmented
+    # none | mirror | multicrop: views averaged for a second accuracy of the final model on test
+    c.eval.tta = "none"
     c.eval.augmented = (
         False  # True: evaluate under the training augmentation (system 004 measured so)
     )

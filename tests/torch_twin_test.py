@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import functools
 import importlib
+import math
 import os
 import sys
 
@@ -22,12 +23,14 @@ import torch
 from cifar_jax import data, optim, torch_twin, weights
 from cifar_jax.augment import make_augment
 from cifar_jax.data import Dataset
+from cifar_jax.metrics import per_example_loss
 from cifar_jax.models import MODELS, create_model, resnet, vgg
-from cifar_jax.optim import make_optimizer, make_schedules
-from cifar_jax.steps import TrainState, make_batches, make_train_step
+from cifar_jax.optim import make_lookahead, make_optimizer, make_schedules
+from cifar_jax.steps import TrainState, count_steps, make_batches, make_train_step
 
 STEPS = 20
-BATCH = {"vgg": 4, "convnet": 8, "resnet": 2, "mixture": 4, "dilated": 2}
+CONFIGS = {"airbench": "speedrun"}  # where it has not the family's name
+BATCH = {"vgg": 4, "convnet": 8, "resnet": 2, "mixture": 4, "dilated": 2, "airbench": 4}
 NO_DROPOUT = {
     "vgg": {"dropout": (0.0,) * 4, "head_dropout": 0.0},
     "convnet": {"dropout": 0.0},
@@ -39,6 +42,7 @@ SMALL = {  # for the planted mistakes
     "convnet": {"widths": (4, 4, 8, 8, 8), "head_widths": (16, 8, 8)},
     "resnet": {"widths": (4, 8, 8, 16)},
     "mixture": {"widths": (4, 4, 8, 8, 8, 16), "head_width": 8},
+    "airbench": {"widths": (32, 8, 8), "depth": 3},
 }
 
 
@@ -52,10 +56,14 @@ def real_images(count):
     return Dataset(np.asarray(found.images[:count]), np.asarray(found.labels[:count]))
 
 
+def config_of(name):
+    return importlib.import_module(f"configs.{CONFIGS.get(name, name)}").get_config()
+
+
 @functools.cache
 def augmented_images(name):
     """STEPS batches under the recipe's own augmentation, in float32, and their labels."""
-    config = importlib.import_module(f"configs.{name}").get_config()
+    config = config_of(name)
     source = real_images(STEPS * BATCH[name])
     augment = jax.jit(make_augment(**config.augment))
     return np.asarray(augment(jax.random.key(1), source.images)), source.labels
@@ -98,7 +106,7 @@ class Pair:
 
     def __init__(self, name, dtype, whole=False, **fields):
         self.name, self.dtype = name, dtype
-        config = importlib.import_module(f"configs.{name}").get_config()
+        config = config_of(name)
         self.batch = BATCH[name]
         kwargs = {**config.model.to_dict(), **NO_DROPOUT.get(name, {}), **fields, "dtype": dtype}
         self.model = create_model(**kwargs, num_classes=10)
@@ -108,14 +116,18 @@ class Pair:
             self.variables = random_variables(self.model, images[:1], dtype)
             self.optim, self.schedule = config.optim.to_dict(), config.schedule.to_dict()
             self.loss = config.loss.to_dict()
-            per_epoch = -(-50_000 // config.batch_size)
-            self.timing = {"total_steps": config.epochs * per_epoch, "steps_per_epoch": per_epoch}
+            per_epoch = count_steps(50_000, config.batch_size, config.drop_last)
+            total = math.ceil(config.epochs * per_epoch)
+            self.timing = {"total_steps": total, "steps_per_epoch": per_epoch}
             if whole:
                 self.timing = {"total_steps": STEPS, "steps_per_epoch": STEPS // 2}
                 if self.schedule["name"] == "phases":
                     self.schedule["epochs"] = (1, 1)
+                if "freeze" in self.schedule:
+                    self.schedule["freeze"] = {layer: 1 for layer in self.schedule["freeze"]}
             schedules = make_schedules(**self.schedule, **self.timing)
             self.tx = make_optimizer(**self.optim, schedule=schedules)
+            self.lookahead = config.lookahead.to_dict()
             self.key = jax.random.key(7)
         self.twin = torch_twin.create_twin(**kwargs, num_classes=10)
         torch_twin.load_weights(self.twin, weights.to_state_dict(name, self.model, self.variables))
@@ -132,7 +144,7 @@ class Pair:
         """(the recipe's loss, (logits, new statistics)) in training mode."""
         variables = {"params": params, "batch_stats": self.variables["batch_stats"]}
         logits, new = self.model.apply(variables, images, train=True, mutable=["batch_stats"])
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        losses = per_example_loss(logits, labels, self.loss["label_smoothing"])
         loss = losses.sum() if self.loss["reduction"] == "sum" else losses.mean()
         return loss, (logits, new.get("batch_stats", {}))
 
@@ -218,8 +230,16 @@ def check_recipe(pair, loss_tolerance, weight_tolerance, together=False):
     not bear: at their learning rates a rounding difference grows two- to fivefold a step.
     """
     recipe = torch_twin.Recipe(
-        pair.twin, optim=pair.optim, schedule=pair.schedule, loss=pair.loss, **pair.timing
+        pair.twin,
+        optim=pair.optim,
+        schedule=pair.schedule,
+        loss=pair.loss,
+        lookahead=pair.lookahead,
+        **pair.timing,
     )
+    lookahead = None
+    if pair.lookahead["every"]:
+        lookahead = make_lookahead(**pair.lookahead, total_steps=pair.timing["total_steps"])
 
     def ours_of(state):
         variables = {"params": state.params, "batch_stats": state.batch_stats}
@@ -233,6 +253,7 @@ def check_recipe(pair, loss_tolerance, weight_tolerance, together=False):
                 batch_size=pair.batch,
                 num_examples=len(pair.data),
                 augment=lambda key, x: x,
+                lookahead=lookahead,
                 **pair.loss,
             )
         )
@@ -240,6 +261,8 @@ def check_recipe(pair, loss_tolerance, weight_tolerance, together=False):
         state = TrainState(
             jnp.zeros((), jnp.int32), params, statistics, pair.tx.init(params), pair.key
         )
+        if lookahead:
+            state = state.replace(slow={"params": params, "batch_stats": statistics})
         batches = jax.jit(pair.batches)
         for t in range(STEPS):
             images, labels, _ = batches(pair.key, t, pair.data)

@@ -4,13 +4,21 @@ num_classes]."""
 import jax.numpy as jnp
 
 from cifar_jax import InputError
+from cifar_jax.models.airbench import AirBench
 from cifar_jax.models.convnet import ConvNet
 from cifar_jax.models.dilated import Dilated
 from cifar_jax.models.mixture import Mixture
 from cifar_jax.models.resnet import ResNet
 from cifar_jax.models.vgg import VGG
 
-MODELS = {"vgg": VGG, "convnet": ConvNet, "resnet": ResNet, "mixture": Mixture, "dilated": Dilated}
+MODELS = {
+    "vgg": VGG,
+    "convnet": ConvNet,
+    "resnet": ResNet,
+    "mixture": Mixture,
+    "dilated": Dilated,
+    "airbench": AirBench,
+}
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 

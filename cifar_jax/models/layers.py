@@ -24,7 +24,23 @@ def uniform_fan_in(fan_in):
     return init
 
 
-def _per_channel(vector, x):
+def identity_first(init):
+    """Initializer of a convolution kernel [k, k, C, O], k odd, whose first C filters pass on their
+    input.
+
+    As torch.nn.init.dirac_ on the first C filters; the others come from `init`.
+    """
+
+    def wrapped(key, shape, dtype=jnp.float32):
+        k, _, channels, features = shape
+        n = min(channels, features)
+        kernel = init(key, shape, dtype).at[..., :n].set(0)
+        return kernel.at[k // 2, k // 2, jnp.arange(n), jnp.arange(n)].set(1)
+
+    return wrapped
+
+
+def per_channel(vector, x):
     """`vector` [C] in a shape that broadcasts with x [..., C]."""
     return vector.reshape((1,) * (x.ndim - 1) + (-1,))
 
@@ -52,6 +68,7 @@ class Conv(nn.Module):
     """Square stride-1 2-D convolution, as torch.nn.Conv2d: explicit symmetric padding, dilation,
     groups.
 
+    `identity` starts the kernel with filters that pass on their input (identity_first).
     Parameters: kernel [k, k, C / groups, features], bias [features].
     """
 
@@ -61,13 +78,15 @@ class Conv(nn.Module):
     dilation: int = 1
     groups: int = 1
     use_bias: bool = True
+    identity: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x):
         k, channels = self.kernel_size, x.shape[-1] // self.groups
         init = uniform_fan_in(k * k * channels)
-        kernel = self.param("kernel", init, (k, k, channels, self.features))
+        kernel_init = identity_first(init) if self.identity else init
+        kernel = self.param("kernel", kernel_init, (k, k, channels, self.features))
         x = convolve(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
@@ -77,7 +96,7 @@ class Conv(nn.Module):
         )
         if self.use_bias:
             bias = self.param("bias", init, (self.features,))
-            x = x + _per_channel(bias.astype(self.dtype), x)
+            x = x + per_channel(bias.astype(self.dtype), x)
         return x
 
 
@@ -96,7 +115,7 @@ class Dense(nn.Module):
         x = x.astype(self.dtype) @ kernel.astype(self.dtype)
         if self.use_bias:
             bias = self.param("bias", init, (self.features,))
-            x = x + _per_channel(bias.astype(self.dtype), x)
+            x = x + per_channel(bias.astype(self.dtype), x)
         return x
 
 
@@ -108,19 +127,20 @@ class BatchNorm(nn.Module):
     (n / (n - 1)); `unbiased=False` gives Flax's. `momentum` is the share of the old running value
     (PyTorch's 1 - momentum). Under `jit` with the batch sharded over devices the statistics are
     those
-    of the global batch (synchronised BatchNorm). Variables: params scale, bias; batch_stats mean,
-    var.
+    of the global batch (synchronised BatchNorm). `use_scale=False` leaves the scale at 1.
+    Variables: params scale, bias; batch_stats mean, var.
     """
 
     momentum: float = 0.9
     epsilon: float = 1e-5
     unbiased: bool = True
+    use_scale: bool = True
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x, train):
         features = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, features)
+        scale = self.param("scale", nn.initializers.ones, features) if self.use_scale else 1
         bias = self.param("bias", nn.initializers.zeros, features)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, features)
         running_var = self.variable("batch_stats", "var", jnp.ones, features)
@@ -139,7 +159,7 @@ class BatchNorm(nn.Module):
             mean, var = running_mean.value, running_var.value
         factor = scale * lax.rsqrt(var + self.epsilon)
         factor, offset = (
-            _per_channel(v.astype(self.dtype), x) for v in (factor, bias - mean * factor)
+            per_channel(v.astype(self.dtype), x) for v in (factor, bias - mean * factor)
         )
         return x.astype(self.dtype) * factor + offset
 
