@@ -398,8 +398,9 @@ class Recipe:
 
     `optim`, `schedule` and `loss` are those sections of the config as keyword dicts; a schedule
     spans `total_steps`. `lookahead`: every, decay, power of optim.make_lookahead. `autocast` names
-    the dtype of the forward pass ('bfloat16'), `compiled` runs it through torch.compile, `fused` takes the optimizer's fused kernel. Raises InputError
-    for a schedule that torch.optim does not have.
+    the dtype of the forward pass ('bfloat16'), `compiled` runs it through torch.compile, `fused`
+    takes the optimizer's fused kernel. Raises InputError for a schedule that torch.optim does not
+    have.
     """
 
     def __init__(
