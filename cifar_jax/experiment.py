@@ -28,7 +28,7 @@ from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.data import Dataset
 from cifar_jax.models import create_model
 from cifar_jax.optim import Schedules, make_lookahead, make_optimizer, make_schedules
-from cifar_jax.steps import count_steps, init_state, make_evaluate, make_train_step
+from cifar_jax.steps import VIEWS, count_steps, init_state, make_evaluate, make_train_step
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -55,7 +55,7 @@ class Experiment:
     normalize: Callable  # (key, u8 images) -> float images, as in evaluation
     step: Callable  # see steps.make_train_step
     evaluate: Callable  # see steps.make_evaluate; jitted
-    evaluate_tta: Callable | None  # the same averaged over views of each image, if config.eval.tta
+    evaluations: dict[str, Callable]  # the same averaged over views of each image, by steps.VIEWS
 
     def init_state(self, seed=None):
         """The initial TrainState of `seed` (None: config.seed), whole on every device."""
@@ -182,11 +182,12 @@ def make_experiment(config, total_steps=None):
         lookahead = make_lookahead(**config.lookahead, total_steps=total_steps)
     step = make_train_step(model, tx, **config.loss, lookahead=lookahead, **batching)
 
-    def evaluation(tta):
-        transform = augment if config.eval.augmented else normalize
-        kwargs = {"batch_size": config.eval.batch_size, "transform": transform, "shard": shard}
-        return jax.jit(make_evaluate(model, tta=tta, **kwargs), out_shardings=placement)
-
+    transform = augment if config.eval.augmented else normalize
+    kwargs = {"batch_size": config.eval.batch_size, "transform": transform, "shard": shard}
+    evaluations = {
+        tta: jax.jit(make_evaluate(model, tta=tta, **kwargs), out_shardings=placement)
+        for tta in VIEWS
+    }
     provenance = {
         "name": config.data.name,
         "sizes": {name: len(split) for name, split in splits.items()},
@@ -210,8 +211,8 @@ def make_experiment(config, total_steps=None):
         augment=augment,
         normalize=normalize,
         step=step,
-        evaluate=evaluation("none"),
-        evaluate_tta=evaluation(config.eval.tta) if config.eval.tta != "none" else None,
+        evaluate=evaluations["none"],
+        evaluations=evaluations,
     )
 
 
@@ -307,6 +308,8 @@ def _check(config):
             raise InputError(f"config.{field} must not be negative, not {value}")
     if config.loss.reduction not in ("mean", "sum"):
         raise InputError(f"unknown loss.reduction {config.loss.reduction!r}; choose mean or sum")
+    if config.eval.tta not in VIEWS:
+        raise InputError(f"unknown eval.tta {config.eval.tta!r}; choose one of {', '.join(VIEWS)}")
     phases = config.schedule.get("epochs")
     if phases and sum(phases) != config.epochs:
         raise InputError(

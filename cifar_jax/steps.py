@@ -7,9 +7,11 @@ import optax
 from flax import struct
 from jax import lax, random
 
-from cifar_jax import InputError
 from cifar_jax.augment import flip
 from cifar_jax.metrics import measure, per_example_loss
+
+# of a test image: itself; and its mirror image; and of both, two shifts by a pixel
+VIEWS = ("none", "mirror", "multicrop")
 
 
 class TrainState(struct.PyTreeNode):
@@ -193,10 +195,7 @@ def repeat(step, num_steps, size, frozen=()):
 
 def make_predict(model, *, transform, tta="none"):
     """predict(state, key, u8 images [B, H, W, 3]) -> logits float32 [B, num_classes], in
-    evaluation mode, averaged over the views `tta` (average_views). Raises InputError for an unknown
-    one."""
-    if tta not in ("none", "mirror", "multicrop"):
-        raise InputError(f"unknown eval.tta {tta!r}; choose none, mirror or multicrop")
+    evaluation mode, averaged over the views `tta` (average_views)."""
 
     def predict(state, key, images):
         variables = {"params": state.params, "batch_stats": state.batch_stats}

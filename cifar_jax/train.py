@@ -80,10 +80,11 @@ def evaluate(config, workdir):
 
 def with_tta(exp, state):
     """{} or, where config.eval.tta asks for it, what it is and the test accuracy with it."""
-    if exp.evaluate_tta is None:
+    tta = exp.config.eval.tta
+    if tta == "none":
         return {}
-    accuracy = exp.evaluate_tta(state, exp.test)[0].summary()["accuracy"]
-    return {"tta": exp.config.eval.tta, "accuracy_tta": accuracy}
+    metrics, _ = exp.evaluations[tta](state, exp.test)
+    return {"tta": tta, "accuracy_tta": metrics.summary()["accuracy"]}
 
 
 def per_class(metrics, class_names):

@@ -19,7 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # OpenMP's threads would spin against t
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-from running import QUICK, ROOT  # noqa: E402
+from running import QUICK, ROOT, SPEEDRUN  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -87,14 +87,24 @@ def program(cache):
 @pytest.fixture(scope="session")
 def reference(cache, tmp_path_factory):
     """The workdir of one uninterrupted run."""
-    workdir = tmp_path_factory.mktemp("reference") / "run"
+    return trained(QUICK, cache, tmp_path_factory.mktemp("reference") / "run")
+
+
+@pytest.fixture(scope="session")
+def speedrun(cache, tmp_path_factory):
+    """The workdir of an uninterrupted speedrun that ends within an epoch."""
+    return trained(SPEEDRUN, cache, tmp_path_factory.mktemp("speedrun") / "run")
+
+
+def trained(arguments, cache, workdir):
+    """`workdir` after a run in a process of its own."""
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
     }
-    command = [sys.executable, "main.py", *QUICK, f"--workdir={workdir}"]
+    command = [sys.executable, "main.py", *arguments, f"--workdir={workdir}"]
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )

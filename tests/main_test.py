@@ -8,7 +8,17 @@ import signal
 import numpy as np
 import pytest
 from PIL import Image
-from running import QUICK, arrays, assert_same_run, finish, metrics, refusal, result, wait_for
+from running import (
+    QUICK,
+    SPEEDRUN,
+    arrays,
+    assert_same_run,
+    finish,
+    metrics,
+    refusal,
+    result,
+    wait_for,
+)
 
 from cifar_jax import data
 
@@ -113,6 +123,50 @@ def test_stop_after_and_going_on_is_the_uninterrupted_run(reference, program, tm
 
 
 @pytest.mark.slow
+def test_the_last_epoch_may_be_part_of_one(speedrun):
+    """1.5 epochs of 23 steps are 35: the end is evaluated, kept, and measured with more views."""
+    records = [json.loads(line) for line in (speedrun / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["epoch"], r["step"]) for r in records] == [(1, 23), (1.5, 35)]
+    made = result(speedrun)
+    assert made["status"] == "done" and made["steps"] == 35
+    assert made["epochs"] == made["epochs_planned"] == made["last"]["epoch"] == 1.5
+    assert made["last"]["eval_loss"] == records[1]["eval_loss"]
+    assert (speedrun / "checkpoints" / "35").is_dir()
+    assert made["test"]["tta"] == "multicrop" and 0 < made["test"]["accuracy_tta"] < 100
+    seconds = [r["seconds"] for r in records]
+    trained = [64 * steps / r["images_per_second"] for steps, r in zip((23, 12), records)]
+    assert made["seconds"]["train"] == pytest.approx(sum(trained))
+    assert sum(trained) < sum(seconds)
+    kept = arrays(speedrun)
+    slow = {key: value for key, value in kept.items() if key.startswith("training['slow']")}
+    for key, value in slow.items():  # at the end the slow weights are the model
+        np.testing.assert_array_equal(value, kept[key.replace("training['slow']", "model")])
+    assert len(slow) > 20
+
+
+def test_evaluate_measures_with_the_views_asked_for(speedrun, program):
+    out, _ = finish(program(*SPEEDRUN, f"--workdir={speedrun}", "--mode=evaluate"))
+    evaluation = json.loads((speedrun / "evaluation.json").read_text())
+    test = result(speedrun)["test"]
+    assert evaluation["accuracy"] == test["accuracy"]
+    assert evaluation["accuracy_tta"] == test["accuracy_tta"]
+    extra = (f"--workdir={speedrun}", "--mode=evaluate", "--config.eval.tta=none")
+    finish(program(*SPEEDRUN, *extra))
+    assert "tta" not in json.loads((speedrun / "evaluation.json").read_text())
+
+
+def test_going_on_within_the_last_part_of_an_epoch(speedrun, program, tmp_path):
+    """Stopped between two meetings of the lookahead, and again within the last, partial epoch."""
+    workdir = tmp_path / "run"
+    for epochs, steps in (("0.5", 12), ("1.2", 28)):
+        finish(program(*SPEEDRUN, f"--workdir={workdir}", f"--config.stop_after={epochs}"))
+        stopped = result(workdir)
+        assert stopped["status"] == "stopped" and stopped["steps"] == steps
+        assert stopped["last"]["epoch"] == steps / 23
+    finish(program(*SPEEDRUN, f"--workdir={workdir}"))
+    assert_same_run(workdir, speedrun)
+
+
 def test_one_and_eight_devices_give_the_same_losses(program, tmp_path):
     """The sum of the losses of the first five steps; and a run may go on on another number of
     devices."""
@@ -244,6 +298,11 @@ BAD = {
         (*QUICK, "--config.augment.ops=('blur', 'normalize')", "--workdir=W"),
         "augmentation 'blur'",
     ),
+    "unknown views": ((*QUICK, "--config.eval.tta=both", "--workdir=W"), "unknown eval.tta 'both'"),
+    "unknown variant of the speedrun": (
+        ("--config=configs/speedrun.py:95", "--workdir=W"),
+        "no variant '95'; it has: 96",
+    ),
     "negative seed": ((*QUICK, "--config.seed=-1", "--workdir=W"), "seed must not be negative"),
     "a schedule without its fields": (
         (*QUICK, "--config.schedule.name=phases", "--workdir=W"),
@@ -330,6 +389,8 @@ def test_damaged_cifar10_is_one_sentence(program, tmp_path):
         ("mixture", "4,796,649"),
         ("mixture:sequential", "7,941,594"),
         ("dilated", "2,034,040"),
+        ("speedrun", "1,971,352"),
+        ("speedrun:96", "9,915,416"),
     ],
 )
 def test_summary(config, total, program):
@@ -458,19 +519,22 @@ def test_data_mode_counts_and_draws(program, tmp_path):
 
 @pytest.mark.cifar10
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vgg", "convnet", "resnet", "mixture"])
+@pytest.mark.parametrize("name", ["vgg", "convnet", "resnet", "mixture", "speedrun"])
 def test_each_system_takes_steps_on_cifar10(name, cifar10_dir, program, tmp_path):
     """A few steps of the recipe on the real images, stopped within the first epoch.
 
     Not dilated: to evaluate it takes minutes on two cores; results/dilated.json is its run.
     """
-    fraction = {"vgg": 0.02, "convnet": 0.02, "resnet": 0.021, "mixture": 0.005}[name]
+    fraction = {"vgg": 0.02, "convnet": 0.02, "resnet": 0.021, "mixture": 0.005, "speedrun": 0.05}[
+        name
+    ]
     extra = (
         f"--config=configs/{name}.py",
         f"--config.data.dir={cifar10_dir}",
         f"--config.stop_after={fraction}",
         f"--workdir={tmp_path}/run",
         "--config.report=False",
+        "--config.eval.tta=none",  # six views of all test images take a minute
     )
     finish(program(*extra))
     made = result(tmp_path / "run")

@@ -3,12 +3,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 
 from cifar_jax import InputError
 from cifar_jax.models import MODELS, cpu_conv, create_model
-from cifar_jax.models.layers import BatchNorm, avg_pool, convolve, max_pool
+from cifar_jax.models.airbench import whitening_kernel
+from cifar_jax.models.layers import BatchNorm, Conv, avg_pool, convolve, max_pool
+from cifar_jax.steps import init_state
 
 PARAMETERS = {
     "vgg": 2_882_474,
@@ -16,8 +19,22 @@ PARAMETERS = {
     "resnet": 6_573_120,
     "mixture": 4_796_649,
     "dilated": 2_034_040,
+    # the whitening's 24 biases; 3x3 kernels 24->64->64, 64->256->256, 256->256->256; BatchNorm's
+    # biases; 256 x 10 of the head. The original counts 288 frozen weights and 1,152 scales more:
+    # 1.973 M
+    "airbench": 24
+    + 9 * (24 * 64 + 64 * 64 + 64 * 256 + 3 * 256 * 256)
+    + 2 * (64 + 256 + 256)
+    + 256 * 10,
 }
-STATISTICS = {"vgg": 1_920, "convnet": 0, "resnet": 4_480, "mixture": 6_072, "dilated": 2_424}
+STATISTICS = {
+    "vgg": 1_920,
+    "convnet": 0,
+    "resnet": 4_480,
+    "mixture": 6_072,
+    "dilated": 2_424,
+    "airbench": 2 * 2 * 3 * 24 + 2 * 2 * (64 + 256 + 256),
+}
 
 
 def count(tree):
@@ -35,6 +52,81 @@ def test_parameters_and_statistics(name):
     variables = variables_of(create_model(name, num_classes=10))
     assert count(variables["params"]) == PARAMETERS[name]
     assert count(variables.get("batch_stats", {})) == STATISTICS[name]
+
+
+def test_airbench96():
+    """9.919 M in the original, of which 288 frozen weights and 3,072 scales are no parameters."""
+    model = create_model("airbench", num_classes=10, widths=(128, 384, 512), depth=3)
+    assert count(variables_of(model)["params"]) == 9_918_776 - 288 - 3 * 1024
+    assert PARAMETERS["airbench"] + 288 + 1_152 == 1_972_792
+
+
+def test_whitening_makes_the_patches_white(rng):
+    """Responses of the first 12 filters to the measured images: covariance v / (v + epsilon)."""
+    smooth = rng.normal(size=(40, 32, 32, 3)).cumsum(1).cumsum(2) / 10
+    smooth += rng.normal(size=smooth.shape)  # no direction as small as epsilon
+    with jax.enable_x64(True):
+        kernel = whitening_kernel(jnp.asarray(smooth))
+        assert kernel.shape == (2, 2, 3, 24)
+        np.testing.assert_array_equal(kernel[..., 12:], -kernel[..., :12])
+        out = np.asarray(convolve(jnp.asarray(smooth), kernel[..., :12], 0)).reshape(-1, 12)
+        before = np.concatenate(
+            [smooth[:, i : i + 31, j : j + 31] for i in (0, 1) for j in (0, 1)], -1
+        ).reshape(-1, 12)
+        values = np.linalg.eigvalsh(before.T @ before / len(before))
+        assert values.max() > 50 * values.min()  # far from white before
+        covariance = out.T @ out / len(out)
+        np.testing.assert_allclose(covariance, np.diag(values / (values + 5e-4)), atol=1e-9)
+    small = np.asarray(whitening_kernel(jnp.zeros((2, 32, 32, 3))))
+    np.testing.assert_allclose((small**2).sum((0, 1, 2)), 1 / 5e-4, rtol=1e-5)
+
+
+def test_whitening_is_measured_and_no_parameter(rng):
+    model = create_model("airbench", num_classes=10, widths=(4, 4, 4), whitening_images=3)
+    images = jnp.asarray(rng.normal(size=(3, 32, 32, 3)), jnp.float32)
+    state = init_state(jax.random.key(0), model, optax.identity(), images=images)
+    np.testing.assert_array_equal(state.batch_stats["whiten"]["kernel"], whitening_kernel(images))
+    assert set(state.params["whiten"]) == {"bias"}
+
+    def input_gradient(params):
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        return jax.grad(lambda x: model.apply(variables, x, train=False).sum())(images)
+
+    assert not input_gradient(state.params).any()
+
+
+@pytest.mark.parametrize(("channels", "features"), [(4, 6), (6, 6), (6, 4)])
+def test_identity_start_is_torchs_dirac(channels, features, rng):
+    layer = Conv(features, use_bias=False, identity=True)
+    x = jnp.asarray(rng.normal(size=(1, 5, 5, channels)), jnp.float32)
+    kernel = layer.init(jax.random.key(0), x)["params"]["kernel"]
+    theirs = torch.tensor(np.asarray(kernel)).permute(3, 2, 0, 1).contiguous()
+    drawn = theirs.clone()
+    torch.nn.init.dirac_(theirs[:channels])
+    torch.testing.assert_close(drawn, theirs, rtol=0, atol=0)
+    shared = min(channels, features)
+    np.testing.assert_array_equal(convolve(x, kernel, 1)[..., :shared], x[..., :shared])
+    rest = np.asarray(kernel[..., shared:])
+    assert rest.size == 0 or (np.abs(rest).max() <= (9 * channels) ** -0.5 and rest.all())
+
+
+def test_batch_norm_without_a_scale_is_one_with_ones(rng):
+    x = jnp.asarray(rng.normal(size=(3, 4, 4, 5)), jnp.float32)
+    bias = jnp.asarray(rng.normal(size=5), jnp.float32)
+    variables = BatchNorm().init(jax.random.key(0), x, False)
+    both = {
+        use_scale: BatchNorm(use_scale=use_scale).apply(
+            {
+                **variables,
+                "params": {"bias": bias, **({"scale": jnp.ones(5)} if use_scale else {})},
+            },
+            x,
+            True,
+            mutable=["batch_stats"],
+        )[0]
+        for use_scale in (True, False)
+    }
+    np.testing.assert_array_equal(both[True], both[False])
 
 
 def test_sequential_mixture():

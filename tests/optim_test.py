@@ -13,10 +13,12 @@ from cifar_jax.optim import (
     constant,
     exponential_ramp,
     linear_ramp,
+    make_lookahead,
     make_optimizer,
     make_schedules,
     one_cycle,
     one_cycle_momentum,
+    triangle,
 )
 
 
@@ -102,6 +104,88 @@ def test_ramps():
     )
     values = np.asarray(exponential_ramp(1e-3, 1.0, 4)(np.arange(4)))
     np.testing.assert_allclose(values[1:] / values[:-1], 10.0, rtol=1e-5)
+
+
+def test_triangle_is_airbenchs(x64):
+    """Section 3.1: linear 0.2 -> 1 over int(0.23 * 476) = 109 steps, then to 0.07 at step 476."""
+    shape = {"pct_start": 0.23, "start_factor": 0.2, "end_factor": 0.07}
+    steps = np.arange(476)
+    ours = triangle(1.5e-3, 476, **shape)(steps)
+    np.testing.assert_allclose(
+        ours, 1.5e-3 * np.interp(steps, [0, 109, 476], [0.2, 1.0, 0.07]), rtol=1e-13
+    )
+    assert ours.argmax() == 109 and ours[0] == pytest.approx(3e-4)
+    schedules = make_schedules(
+        **{"name": "triangle", "peak_lr": 1.0, "freeze": {"whiten": 3}},
+        **{"total_steps": 476, "steps_per_epoch": 48, **shape},
+    )
+    assert schedules.frozen(143) == () and schedules.frozen(144) == ("whiten",)
+    with pytest.raises(InputError, match="no step before or after"):
+        triangle(1.0, 4, **shape)
+
+
+def test_lookahead_is_the_plain_loop(x64, rng):
+    """Section 3.1, over a run of 23 steps that does not end on a multiple of 5."""
+    total, decay, power = 23, 0.95, 3
+    lookahead = jax.jit(make_lookahead(total_steps=total, every=5, decay=decay, power=power))
+    slow = fast = {"w": jnp.asarray(rng.normal(size=4)), "mean": jnp.asarray(rng.normal(size=2))}
+    plain_slow = plain = {key: np.asarray(value) for key, value in fast.items()}
+    for step in range(1, total + 1):
+        move = {key: rng.normal(size=value.shape) for key, value in plain.items()}
+        fast = jax.tree.map(jnp.add, fast, move)
+        slow, fast = lookahead(slow, fast, step)
+        plain = {key: plain[key] + move[key] for key in plain}
+        if step % 5 == 0:
+            share = 0.95**5 * (step / 23) ** 3
+            plain_slow = {key: share * plain_slow[key] + (1 - share) * plain[key] for key in plain}
+            plain = plain_slow
+        if step == 23:
+            plain = plain_slow
+        for key in plain:
+            np.testing.assert_allclose(fast[key], plain[key], rtol=1e-12)
+            np.testing.assert_allclose(slow[key], plain_slow[key], rtol=1e-12)
+
+
+def test_groups_and_freezing_are_torchs_parameter_groups(x64, rng):
+    """BatchNorm's biases at 64 times the rate with 1/64 of the decay; a layer that stops."""
+    shapes = {"whiten": {"bias": 3}, "a_bn1": {"bias": 4}, "head": {"kernel": 6, "bias": 2}}
+
+    def draw():
+        return {k: {n: rng.normal(size=s) for n, s in v.items()} for k, v in shapes.items()}
+
+    initial, gradients = draw(), [draw() for _ in range(40)]
+    schedule = Schedules(constant(1e-3), freeze={"whiten": 25})
+    settings = {"momentum": 0.85, "nesterov": True}
+    tx = make_optimizer(
+        **{"name": "sgd", "schedule": schedule, "weight_decay": 1.4, "norm_bias_factor": 64.0},
+        **settings,
+    )
+    path = run_ours(tx, initial, gradients)
+    tensors = jax.tree.map(lambda x: torch.tensor(x, requires_grad=True), initial)
+    norm = tensors["a_bn1"]["bias"]
+    rest = [tensors["whiten"]["bias"], *tensors["head"].values()]
+    groups = [
+        {"params": rest, "lr": 1e-3, "weight_decay": 1.4},
+        {"params": [norm], "lr": 64e-3, "weight_decay": 1.4 / 64},
+    ]
+    optimizer = SGD(groups, lr=1e-3, **settings)
+    for step, gradient in enumerate(gradients):
+        for layer, leaves in tensors.items():
+            for name, tensor in leaves.items():
+                still = layer == "whiten" and step >= 25
+                tensor.grad = None if still else torch.tensor(gradient[layer][name])
+        optimizer.step()
+        for layer, leaves in tensors.items():
+            for name, tensor in leaves.items():
+                np.testing.assert_allclose(
+                    path[step][layer][name], tensor.detach().numpy(), rtol=1e-10
+                )
+    with pytest.raises(InputError, match="no layer 'whitening'"):
+        make_optimizer(name="sgd", schedule=Schedules(constant(0.1), freeze={"whitening": 3})).init(
+            initial
+        )
+    with pytest.raises(InputError, match="norm_bias_factor is for sgd"):
+        make_optimizer(name="adam", schedule=constant(0.1), norm_bias_factor=2.0)
 
 
 def parameters(rng):

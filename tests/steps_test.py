@@ -12,8 +12,16 @@ from cifar_jax.augment import make_augment
 from cifar_jax.data import Dataset
 from cifar_jax.metrics import Metrics
 from cifar_jax.models import create_model
-from cifar_jax.optim import constant, make_optimizer
-from cifar_jax.steps import init_state, make_evaluate, make_train_step, repeat, shuffled
+from cifar_jax.optim import Schedules, constant, make_lookahead, make_optimizer
+from cifar_jax.steps import (
+    VIEWS,
+    init_state,
+    make_batches,
+    make_evaluate,
+    make_train_step,
+    repeat,
+    shuffled,
+)
 
 AUGMENT = make_augment(
     ops=("random_crop", "random_flip", "normalize"),
@@ -104,6 +112,45 @@ def test_an_epoch_sees_every_example_once(dataset):
     assert (first != second).any()
 
 
+def test_drop_last_leaves_out_the_smaller_batch(dataset):
+    labelled = dataset.replace(labels=jnp.arange(100, dtype=jnp.int32))
+    kwargs = {"batch_size": 32, "num_examples": 100, "augment": lambda key, images: images}
+    batches, whole = make_batches(**kwargs, drop_last=True), make_batches(**kwargs)
+    key = jax.random.key(4)
+    epochs = [[batches(key, t, labelled)[1] for t in steps] for steps in ((0, 1, 2), (3, 4, 5))]
+    orders = [np.concatenate(rows) for rows in epochs]
+    assert all(len(set(order)) == 96 for order in orders)
+    assert set(range(100)) - set(orders[0]) != set(range(100)) - set(orders[1])
+    for t in range(3):  # the same order as with the last batch
+        np.testing.assert_array_equal(epochs[0][t], whole(key, t, labelled)[1])
+        np.testing.assert_array_equal(epochs[1][t], whole(key, 4 + t, labelled)[1])
+
+
+def test_alternating_flip_mirrors_every_other_epoch(dataset):
+    """Each image in exactly one of two consecutive epochs, the same again two epochs later."""
+    labelled = dataset.replace(labels=jnp.arange(100, dtype=jnp.int32))
+    kwargs = {"batch_size": 25, "num_examples": 100, "augment": lambda key, images: images}
+    batches = jax.jit(make_batches(**kwargs, alternating_flip=True))
+    originals = np.asarray(dataset.images)
+
+    def mirrored(key):
+        """Whether image i was mirrored in epoch e: [e, i]."""
+        seen = np.full((4, 100), -1)
+        for t in range(16):
+            images, rows, _ = map(np.asarray, batches(key, t, labelled))
+            for image, row in zip(images, rows):
+                flipped = (image == originals[row, :, ::-1]).all()
+                assert flipped != (image == originals[row]).all()
+                seen[t // 4, row] = flipped
+        return seen
+
+    seen, other = mirrored(jax.random.key(1)), mirrored(jax.random.key(2))
+    np.testing.assert_array_equal(seen[0] + seen[1], 1)
+    np.testing.assert_array_equal(seen[:2], seen[2:])
+    assert 30 < seen[0].sum() < 70
+    assert (seen[0] != other[0]).any()
+
+
 # -------------------------------------------------------------------------------------------- step
 
 
@@ -186,6 +233,58 @@ def test_learning_reduces_the_loss(dataset):
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
 
 
+def airbench(n=100, lookahead=None):
+    model = create_model("airbench", num_classes=10, widths=(4, 8, 8))
+    schedule = Schedules(constant(1e-4), freeze={"whiten": 2})
+    tx = make_optimizer(name="sgd", nesterov=True, schedule=schedule, weight_decay=1.0)
+    kwargs = {"batch_size": 32, "num_examples": n, "augment": NORMALIZE, "drop_last": True}
+    step = make_train_step(model, tx, reduction="sum", lookahead=lookahead, **kwargs)
+    images = NORMALIZE(None, jnp.asarray(np.random.default_rng(1).integers(0, 256, (9, 32, 32, 3))))
+    state = init_state(jax.random.key(3), model, tx, images=images, lookahead=lookahead is not None)
+    return step, state
+
+
+def test_a_frozen_layer_needs_no_gradient(dataset):
+    """The step that leaves it out is the step that throws it away, and a cheaper one."""
+    step, state = airbench()
+    run = jax.jit(step, static_argnames="frozen")
+    for _ in range(2):
+        state, _ = run(state, dataset)
+    kept = state.params["whiten"]["bias"]
+    assert kept.any()
+    without, _ = run(state, dataset, frozen=("whiten",))
+    thrown_away, _ = run(state, dataset)
+    np.testing.assert_array_equal(without.params["whiten"]["bias"], kept)
+    np.testing.assert_array_equal(thrown_away.params["whiten"]["bias"], kept)
+    for a, b in zip(jax.tree.leaves(without.params), jax.tree.leaves(thrown_away.params)):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    flops = [
+        run.lower(state, dataset, frozen=f).compile().cost_analysis()["flops"]
+        for f in ((), ("whiten",))
+    ]
+    assert flops[1] < 0.95 * flops[0]
+
+
+def test_lookahead_acts_on_weights_and_statistics(dataset):
+    lookahead = make_lookahead(total_steps=3, every=2, decay=0.5, power=1)
+    step, state = (f(x) for f, x in zip((jax.jit, lambda s: s), airbench(lookahead=lookahead)))
+    plain, other = (f(x) for f, x in zip((jax.jit, lambda s: s), airbench()))
+    start = {"params": state.params, "batch_stats": state.batch_stats}
+    for _ in range(2):
+        state, _ = step(state, dataset)
+        other, _ = plain(other, dataset)
+    share = 0.5**2 * 2 / 3
+    fast = {"params": other.params, "batch_stats": other.batch_stats}
+    blended = jax.tree.map(lambda s, f: share * s + (1 - share) * f, start, fast)
+    for name, tree in blended.items():
+        for mine in (getattr(state, name), state.slow[name]):
+            for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(tree)):
+                np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    last, _ = step(state, dataset)  # the end: the slow weights are the result
+    for name in blended:
+        jax.tree.map(np.testing.assert_array_equal, getattr(last, name), state.slow[name])
+
+
 def test_many_seeds_by_vmap_are_the_seeds_alone(dataset):
     model, tx, step, _ = setup()
     keys = jax.random.split(jax.random.key(5), 3)
@@ -214,6 +313,32 @@ def test_every_image_counts_once_at_any_batch_size(dataset, batch_size):
     np.testing.assert_allclose(logits, reference, atol=1e-4)
     rows = np.bincount(dataset.labels, minlength=10)
     np.testing.assert_array_equal(metrics.confusion.sum(1), rows)
+
+
+@pytest.mark.parametrize("tta", VIEWS)
+def test_views_are_averaged_as_by_hand(dataset, tta):
+    """Section 3.1: mirrored pairs of the image and of two windows of the reflected image."""
+    model, _, _, state = setup()
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    images = np.asarray(NORMALIZE(None, dataset.images))
+
+    def net(x):
+        return np.asarray(model.apply(variables, jnp.asarray(x), train=False))
+
+    def mirror(x):
+        return 0.5 * net(x) + 0.5 * net(x[:, :, ::-1])
+
+    padded = np.stack([np.pad(x, ((1, 1), (1, 1), (0, 0)), mode="reflect") for x in images])
+    shifts = mirror(padded[:, :32, :32]), mirror(padded[:, 2:, 2:])
+    by_hand = {
+        "none": lambda: net(images),
+        "mirror": lambda: mirror(images),
+        "multicrop": lambda: 0.5 * mirror(images) + 0.5 * (shifts[0] + shifts[1]) / 2,
+    }[tta]()
+    _, logits = make_evaluate(model, batch_size=32, transform=NORMALIZE, tta=tta)(state, dataset)
+    np.testing.assert_allclose(logits, by_hand, atol=2e-5)
+    if tta != "none":
+        assert np.abs(logits - net(images)).max() > 1e-2
 
 
 def test_augmented_evaluation_follows_the_step(dataset):

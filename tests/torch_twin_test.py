@@ -24,7 +24,7 @@ from cifar_jax import data, optim, torch_twin, weights
 from cifar_jax.augment import make_augment
 from cifar_jax.data import Dataset
 from cifar_jax.metrics import per_example_loss
-from cifar_jax.models import MODELS, create_model, resnet, vgg
+from cifar_jax.models import MODELS, airbench, create_model, resnet, vgg
 from cifar_jax.optim import make_lookahead, make_optimizer, make_schedules
 from cifar_jax.steps import TrainState, count_steps, make_batches, make_train_step
 
@@ -414,6 +414,34 @@ MISTAKES = {  # the rung that breaks, family, module, name, what stands there in
     "old moments in the second phase": (
         *("recipe", "convnet", optim, "restart"),
         lambda inner, steps: inner,
+    ),
+}
+
+
+MISTAKES |= {
+    "unbiased running variance": (
+        *("training pass", "airbench"),
+        *argument(airbench, "BatchNorm", unbiased=True),
+    ),
+    "tanh for erf": (
+        *("evaluation", "airbench", airbench, "gelu"),
+        jax.nn.gelu,
+    ),
+    "norm biases at the common rate": (
+        *("recipe", "airbench"),
+        *argument(HERE, "make_optimizer", norm_bias_factor=1.0),
+    ),
+    "a whitening bias that is never frozen": (
+        *("recipe", "airbench", optim, "freeze"),
+        lambda layers: optax.identity(),
+    ),
+    "lookahead over the wrong power": (
+        *("recipe", "airbench"),
+        *argument(HERE, "make_lookahead", power=2),
+    ),
+    "no label smoothing": (
+        *("recipe", "airbench"),
+        *argument(HERE, "make_train_step", label_smoothing=0.0),
     ),
 }
 

@@ -1,0 +1,170 @@
+"""Many timed runs of one recipe: python scripts/speedrun.py --runs 25 --data-dir data
+
+Prints accuracy and seconds of each run, then mean, deviation and 95 % interval. --out holds all of
+it as JSON after every run; the same command adds the seeds that are missing there. The clock of
+a run: initial weights with the whitening, every training step, the test images under all views,
+until the device is done; compilation is timed apart. On an accelerator the steps are one call for
+each set of frozen layers, in bfloat16; on CPU every step is a call, in float32.
+"""
+
+import argparse
+import importlib.util
+import itertools
+import json
+import pathlib
+import sys
+import time
+
+START = time.perf_counter()
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import jax  # noqa: E402
+
+from cifar_jax import InputError  # noqa: E402
+from cifar_jax import workdir as files  # noqa: E402
+from cifar_jax.experiment import environment, make_experiment  # noqa: E402
+from cifar_jax.metrics import Metrics, interval  # noqa: E402
+from cifar_jax.steps import VIEWS, repeat  # noqa: E402
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, required=True, help="seeds seed0, seed0 + 1, ...")
+    parser.add_argument("--seed0", type=int, default=0)
+    parser.add_argument("--data-dir", help="folder with CIFAR-10; default: the config's")
+    parser.add_argument("--config", default="configs/speedrun.py", help="FILE[:VARIANT]")
+    parser.add_argument("--dtype", help="default: bfloat16 on an accelerator, float32 on CPU")
+    parser.add_argument("--out", default="results/speedrun.json", help="JSON file of all runs")
+    arguments = parser.parse_args(argv)
+    if arguments.runs < 1 or arguments.seed0 < 0:
+        parser.error("--runs must be at least 1 and --seed0 not negative")
+    return arguments
+
+
+def load_config(arguments):
+    """The ConfigDict of the command line."""
+    path, _, variant = arguments.config.partition(":")
+    if not pathlib.Path(path).is_file():
+        raise InputError(f"{path} is not a config file")
+    spec = importlib.util.spec_from_file_location("config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    try:
+        config = module.get_config(variant)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    config.model.dtype = arguments.dtype or ("float32" if on_cpu() else "bfloat16")
+    config.data.dir = arguments.data_dir or config.data.dir
+    return config
+
+
+def on_cpu():
+    return jax.default_backend() == "cpu"
+
+
+def plan(exp):
+    """The compiled calls of a whole run: (number of steps, batch size, frozen layers)."""
+    if not exp.config.drop_last:
+        raise InputError("a timed run has batches of one size: it needs config.drop_last")
+    changes = {0, exp.total_steps, *exp.schedules.freeze.values()}
+    for first, end in itertools.pairwise(sorted(s for s in changes if s <= exp.total_steps)):
+        count, calls = (1, end - first) if on_cpu() else (end - first, 1)
+        yield from [(count, exp.config.batch_size, exp.schedules.frozen(first))] * calls
+
+
+class Race:
+    """One Experiment, compiled and warm; `run` trains and measures a seed."""
+
+    def __init__(self, exp):
+        self.exp, self.calls = exp, [*plan(exp)]
+        self.zeros = jax.device_put(Metrics.zeros(len(exp.class_names)), exp.placement)
+        start = time.perf_counter()
+        state = exp.init_state()
+        self.programs = {
+            call: jax.jit(repeat(exp.step, *call), donate_argnums=0)
+            .lower(state, self.zeros, exp.train)
+            .compile()
+            for call in {*self.calls}
+        }
+        self.evaluate = {
+            views: exp.evaluations[views].lower(state, exp.test).compile() for views in VIEWS
+        }
+        self.compile_seconds = time.perf_counter() - start
+        state = self.train(state, self.programs)
+        jax.block_until_ready([evaluate(state, exp.test) for evaluate in self.evaluate.values()])
+
+    def train(self, state, calls):
+        metrics = self.zeros
+        for call in calls:
+            state, metrics = self.programs[call](state, metrics, self.exp.train)
+        return state
+
+    def run(self, seed):
+        """{'seed', 'accuracy': {views: percent of the test images}, 'seconds'}."""
+        start = time.perf_counter()
+        state = self.train(self.exp.init_state(seed), self.calls)
+        jax.block_until_ready(self.evaluate["multicrop"](state, self.exp.test))
+        seconds = time.perf_counter() - start
+        accuracy = {
+            views: evaluate(state, self.exp.test)[0].summary()["accuracy"]
+            for views, evaluate in self.evaluate.items()
+        }
+        return {"seed": seed, "accuracy": accuracy, "seconds": seconds}
+
+
+def summarize(runs):
+    """metrics.interval of the seconds and of the accuracy under each choice of views."""
+    accuracy = {views: interval([run["accuracy"][views] for run in runs]) for views in VIEWS}
+    return {"accuracy": accuracy, "seconds": interval([run["seconds"] for run in runs])}
+
+
+def show(name, figure):
+    spread = ""
+    if figure["interval"]:
+        low, high = figure["interval"]
+        spread = f"  sd {figure['sd']:.3f}  95 % interval {low:.3f} to {high:.3f}"
+    print(f"{name:<10} n {figure['n']}  mean {figure['mean']:.3f}{spread}")
+
+
+def speedrun(arguments):
+    """Run the seeds that --out lacks; returns what it then holds."""
+    config = load_config(arguments)
+    recipe = json.loads(json.dumps(config.to_dict()))
+    recipe["data"].pop("dir")
+    found = files.read_json(arguments.out) or {"runs": [], "sessions": []}
+    here = environment()
+    same = {"config": recipe, "device": here["device"]}
+    differing = [key for key in same if found["runs"] and found.get(key) != same[key]]
+    if differing:
+        raise InputError(f"{arguments.out} holds runs of another {differing[0]}; choose another")
+    out = files.writable(pathlib.Path(arguments.out).parent) / pathlib.Path(arguments.out).name
+    done = {run["seed"] for run in found["runs"]}
+    seeds = range(arguments.seed0, arguments.seed0 + arguments.runs)
+    missing = [seed for seed in seeds if seed not in done]
+    if missing:
+        race = Race(make_experiment(config))
+        print(f"compiled in {race.compile_seconds:.1f} s", flush=True)
+        session = {"compile_seconds": race.compile_seconds, **here}
+        found |= {**same, "dataset": race.exp.provenance}
+        found["sessions"].append(session)
+    for seed in missing:
+        run = {**race.run(seed), "session": len(found["sessions"]) - 1}
+        found["runs"].append(run)
+        session["process_seconds"] = time.perf_counter() - START
+        files.write_json(out, {**found, "summary": summarize(found["runs"])})
+        told = "  ".join(f"{views} {value:.2f} %" for views, value in run["accuracy"].items())
+        print(f"seed {seed}: {told}  {run['seconds']:.3f} s", flush=True)
+    summary = summarize(found["runs"])
+    for views, figure in summary["accuracy"].items():
+        show(views, figure)
+    show("seconds", summary["seconds"])
+    return {**found, "summary": summary}
+
+
+if __name__ == "__main__":
+    try:
+        speedrun(parse(sys.argv[1:]))
+    except InputError as error:
+        print("speedrun.py:", " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)

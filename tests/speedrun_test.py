@@ -1,0 +1,81 @@
+"""scripts/speedrun.py: the same runs as main.py's, every run kept, the missing ones added."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from running import ROOT, finish, result
+
+CONFIG = """
+from configs.speedrun import get_config as speedrun
+
+
+def get_config(variant=""):
+    c = speedrun(variant)
+    c.data.name = "digits"
+    c.epochs = 1.5
+    c.model.widths = (4, 8, 8)
+    c.batch_size = 64
+    c.eval.batch_size = 100
+    c.schedule.freeze.whiten = 1
+    return c
+"""
+
+
+@pytest.fixture
+def race(cache, tmp_path):
+    """race(*arguments) -> the finished process; its file is tmp_path / 'runs.json'."""
+    (tmp_path / "small.py").write_text(CONFIG)
+
+    def start(*arguments):
+        return subprocess.run(
+            [sys.executable, "scripts/speedrun.py", f"--out={tmp_path}/runs.json", *arguments],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "JAX_PLATFORMS": "cpu",
+                "XLA_FLAGS": "",
+                "JAX_COMPILATION_CACHE_DIR": str(cache),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+            },
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+
+    return start
+
+
+@pytest.mark.slow
+def test_runs_are_kept_and_the_missing_ones_added(race, tmp_path, program):
+    small = f"--config={tmp_path}/small.py"
+    first = race("--runs=1", "--seed0=4", small)
+    assert first.returncode == 0, first.stderr
+    one = json.loads((tmp_path / "runs.json").read_text())
+    assert [run["seed"] for run in one["runs"]] == [4]
+    assert one["summary"]["accuracy"]["multicrop"]["interval"] is None
+    again = race("--runs=3", "--seed0=3", small)
+    assert again.returncode == 0, again.stderr
+    three = json.loads((tmp_path / "runs.json").read_text())
+    assert three["runs"][0] == one["runs"][0]
+    assert [(run["seed"], run["session"]) for run in three["runs"]] == [(4, 0), (3, 1), (5, 1)]
+    values = [run["accuracy"]["multicrop"] for run in three["runs"]]
+    summary = three["summary"]["accuracy"]["multicrop"]
+    assert summary["mean"] == pytest.approx(np.mean(values))
+    assert summary["sd"] == pytest.approx(np.std(values, ddof=1))
+    assert f"mean {summary['mean']:.3f}" in again.stdout
+    for session in three["sessions"]:
+        assert 0 < session["compile_seconds"] < session["process_seconds"]
+    assert all(0 < run["seconds"] < 60 for run in three["runs"])
+
+    workdir = tmp_path / "run"
+    finish(program(small, "--config.seed=4", f"--workdir={workdir}"))
+    assert result(workdir)["last"]["accuracy"] == one["runs"][0]["accuracy"]["none"]
+
+    other = race("--runs=3", "--seed0=3", "--dtype=bfloat16", small)
+    assert other.returncode == 2
+    assert other.stderr.splitlines()[-1].startswith("speedrun.py: ")
+    assert "holds runs of another config" in other.stderr
