@@ -51,6 +51,7 @@ class Experiment:
     steps_per_epoch: int
     total_steps: int
     batching: dict  # what steps.make_batches takes
+    lookahead: Callable | None  # see optim.make_lookahead
     augment: Callable  # (key, u8 images) -> float images, as in training
     normalize: Callable  # (key, u8 images) -> float images, as in evaluation
     step: Callable  # see steps.make_train_step
@@ -67,7 +68,7 @@ class Experiment:
         def init(key, images):
             kwargs = {
                 "image_shape": images.shape[1:],
-                "lookahead": bool(self.config.lookahead.every),
+                "lookahead": self.lookahead is not None,
             }
             if hasattr(self.model, "initialize_from_data"):
                 images = images[: self.model.whitening_images]
@@ -181,7 +182,6 @@ def make_experiment(config, total_steps=None):
     if config.lookahead.every:
         lookahead = make_lookahead(**config.lookahead, total_steps=total_steps)
     step = make_train_step(model, tx, **config.loss, lookahead=lookahead, **batching)
-
     transform = augment if config.eval.augmented else normalize
     kwargs = {"batch_size": config.eval.batch_size, "transform": transform, "shard": shard}
     evaluations = {
@@ -208,6 +208,7 @@ def make_experiment(config, total_steps=None):
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         batching=batching,
+        lookahead=lookahead,
         augment=augment,
         normalize=normalize,
         step=step,

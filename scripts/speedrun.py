@@ -81,12 +81,14 @@ class Race:
         self.zeros = jax.device_put(Metrics.zeros(len(exp.class_names)), exp.placement)
         start = time.perf_counter()
         state = exp.init_state()
-        self.programs = {
-            call: jax.jit(repeat(exp.step, *call), donate_argnums=0)
-            .lower(state, self.zeros, exp.train)
-            .compile()
-            for call in {*self.calls}
-        }
+        self.programs = {}
+        for call in {*self.calls}:
+            run = jax.jit(
+                repeat(exp.step, *call),
+                donate_argnums=0,
+                out_shardings=(exp.placement, exp.placement),
+            )
+            self.programs[call] = run.lower(state, self.zeros, exp.train).compile()
         self.evaluate = {
             views: exp.evaluations[views].lower(state, exp.test).compile() for views in VIEWS
         }

@@ -63,7 +63,7 @@ def test_airbench96():
 
 def test_whitening_makes_the_patches_white(rng):
     """Responses of the first 12 filters to the measured images: covariance v / (v + epsilon)."""
-    smooth = rng.normal(size=(40, 32, 32, 3)).cumsum(1).cumsum(2) / 10
+    smooth = rng.normal(size=(40, 32, 32, 3)).cumsum(1).cumsum(2) / 3
     smooth += rng.normal(size=smooth.shape)  # no direction as small as epsilon
     with jax.enable_x64(True):
         kernel = whitening_kernel(jnp.asarray(smooth))
