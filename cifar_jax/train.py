@@ -25,13 +25,13 @@ def train_and_evaluate(config, workdir):
     status: 'done'; 'stopped' (at config.stop_after); 'interrupted' (SIGTERM or SIGINT: the same
     command goes on); 'diverged' (a non-finite loss or state). Raises InputError for bad input.
     """
+    finished = files.finished_result(workdir, config.to_dict())
+    if finished:
+        accuracy = finished["test"]["accuracy"]
+        print(f"{workdir} holds this run, finished: test accuracy {accuracy:.2f} %")
+        return finished
     with Interruption() as interruption, files.only_writer(workdir) as path:
         files.open_workdir(path, config.to_dict(), environment())
-        finished = files.read_json(path / "result.json")
-        if isinstance(finished, dict) and finished.get("status") == "done":
-            accuracy = finished["test"]["accuracy"]
-            print(f"{path} holds this run, finished: test accuracy {accuracy:.2f} %")
-            return finished
         exp = make_experiment(config)
         with Checkpoints(path / "checkpoints", exp.placement) as checkpoints:
             run = Run(exp, path, checkpoints)

@@ -35,7 +35,7 @@ def read_json(path):
     read."""
     try:
         return json.loads(pathlib.Path(path).read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
@@ -99,6 +99,17 @@ def open_workdir(workdir, config, environment):
         write_json(path / "config.json", {"config": config, **environment})
     check_config(path, config, FREE_FIELDS)
     return path
+
+
+def finished_result(workdir, config):
+    """The result.json of the run of `config` in `workdir` if it is done, else None; touches
+    nothing. Raises InputError if another config's run is done there."""
+    path = pathlib.Path(workdir).expanduser().absolute()
+    result = read_json(path / "result.json")
+    if not isinstance(result, dict) or result.get("status") != "done":
+        return None
+    check_config(path, config, FREE_FIELDS)
+    return result
 
 
 def check_config(path, config, free_fields):

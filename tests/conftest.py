@@ -1,10 +1,10 @@
 """Every test runs with 8 virtual CPU devices (unless it is a gpu test), strict rank promotion,
 warnings as errors."""
 
+import fcntl
 import os
 import pathlib
-import subprocess
-import sys
+import shutil
 
 GPU = os.environ.get("CIFAR_JAX_TEST_GPU") == "1"
 if not GPU:
@@ -19,7 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # OpenMP's threads would spin against t
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-from running import QUICK, ROOT, SPEEDRUN  # noqa: E402
+from running import QUICK, SPEEDRUN, finish, start  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -49,65 +49,55 @@ def rng():
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory):
+def shared_folder(tmp_path_factory):
+    """A folder that all of pytest-xdist's workers of this session have in common."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def cache(shared_folder):
     """One compilation cache for all processes of the session."""
-    return tmp_path_factory.mktemp("cache")
+    return shared_folder / "cache"
 
 
 @pytest.fixture
 def program(cache):
-    """start(*arguments, devices=1) -> a running main.py."""
+    """start(*arguments, devices=1, ...) -> a running main.py; see running.start."""
     running = []
 
-    def start(*arguments, devices=1):
-        environment = {
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-        }
-        process = subprocess.Popen(
-            [sys.executable, "main.py", *map(str, arguments)],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        running.append(process)
-        return process
+    def start_one(*arguments, **settings):
+        running.append(start(*arguments, cache=cache, **settings))
+        return running[-1]
 
-    yield start
+    yield start_one
     for process in running:
         process.kill()
         process.communicate()
 
 
 @pytest.fixture(scope="session")
-def reference(cache, tmp_path_factory):
-    """The workdir of one uninterrupted run."""
-    return trained(QUICK, cache, tmp_path_factory.mktemp("reference") / "run")
+def finished_run(shared_folder, cache):
+    """The workdir of one uninterrupted run with its report, made once; read it only."""
+    workdir = shared_folder / "finished_run"
+    with open(shared_folder / "finished_run.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the other workers wait here
+        if not (workdir / "result.json").exists():
+            run = start(*QUICK, "--config.report=True", f"--workdir={workdir}", cache=cache)
+            _, err = finish(run)
+            assert "Traceback" not in err
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def reference(finished_run, tmp_path_factory):
+    """This worker's own copy of the finished run."""
+    return shutil.copytree(finished_run, tmp_path_factory.mktemp("reference") / "run")
 
 
 @pytest.fixture(scope="session")
 def speedrun(cache, tmp_path_factory):
     """The workdir of an uninterrupted speedrun that ends within an epoch."""
-    return trained(SPEEDRUN, cache, tmp_path_factory.mktemp("speedrun") / "run")
-
-
-def trained(arguments, cache, workdir):
-    """`workdir` after a run in a process of its own."""
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-    }
-    command = [sys.executable, "main.py", *arguments, f"--workdir={workdir}"]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
+    workdir = tmp_path_factory.mktemp("speedrun") / "run"
+    finish(start(*SPEEDRUN, f"--workdir={workdir}", cache=cache))
     return workdir

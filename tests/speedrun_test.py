@@ -21,6 +21,7 @@ def get_config(variant=""):
     c.batch_size = 64
     c.eval.batch_size = 100
     c.schedule.freeze.whiten = 1
+    c.report = False
     return c
 """
 
