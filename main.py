@@ -1,4 +1,4 @@
-"""Train and use CIFAR-10 convnets: main.py --config=configs/resnet.py --workdir=DIR [--mode=train]"""
+"""Train and use CIFAR-10 convnets: main.py --config=configs/vgg.py --workdir=DIR [--mode=train]"""
 
 import importlib
 import os

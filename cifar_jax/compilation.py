@@ -36,9 +36,9 @@ def enable_cache():
 
 def private_folder():
     """The cache's folder, made if need be; OSError if it cannot be, or is not this user's alone."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # the XDG specification has a relative path ignored
-    base = pathlib.Path(base) if os.path.isabs(base) else pathlib.Path.home() / ".cache"
+    base = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():  # the XDG specification has a relative one ignored
+        base = pathlib.Path.home() / ".cache"
     base.mkdir(parents=True, exist_ok=True)
     folder = base
     for name in ("cifar_jax", "xla"):
