@@ -1,21 +1,28 @@
-"""Train and use CIFAR-10 convnets: python main.py --config=configs/resnet.py --workdir=runs/resnet
-[--mode=train]"""
+"""Train and use CIFAR-10 convnets: main.py --config=configs/vgg.py --workdir=DIR [--mode=train]"""
 
+import importlib
 import os
 import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-MODES = (
-    *("train", "evaluate", "summary", "lr_find", "predict", "data"),
-    *("export", "import", "compare"),
-)
+ACTIONS = {  # mode: the module of cifar_jax, imported only for its own mode, and the function
+    "train": ("train", "train_and_evaluate"),
+    "evaluate": ("train", "evaluate"),
+    "summary": ("overview", "print_summary"),
+    "lr_find": ("lr_finder", "find_learning_rate"),
+    "predict": ("predict", "predict"),
+    "data": ("overview", "show_data"),
+    "export": ("exchange", "export_weights"),
+    "import": ("exchange", "import_weights"),
+    "compare": ("compare", "compare"),
+}
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "the run: configs/NAME.py[:VARIANT]", lock_config=True
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; holds all it writes")
-MODE = flags.DEFINE_enum("mode", "train", MODES, "what to do; see README.md")
+MODE = flags.DEFINE_enum("mode", "train", [*ACTIONS], "what to do; see README.md")
 IMAGES = flags.DEFINE_string("images", "", "predict: image files, joined by commas")
 FORMAT = flags.DEFINE_enum("format", "torch", ("torch", "safetensors"), "export: of the file")
 WEIGHTS = flags.DEFINE_string("weights", "", "import: a .pt or .safetensors file")
@@ -53,21 +60,14 @@ def refuse(text):
 def main(argv):
     del argv
     logging.set_verbosity(logging.ERROR)  # Orbax logs a page a save
-    from cifar_jax import InputError, compare, exchange, lr_finder, overview, predict, train
+    from cifar_jax import InputError, compilation
 
-    actions = {
-        "train": train.train_and_evaluate,
-        "evaluate": train.evaluate,
-        "summary": lambda config, _: overview.print_summary(config),
-        "lr_find": lr_finder.find_learning_rate,
-        "predict": lambda *run: predict.predict(*run, IMAGES.value),
-        "data": overview.show_data,
-        "export": lambda *run: exchange.export_weights(*run, FORMAT.value),
-        "import": lambda *run: exchange.import_weights(*run, WEIGHTS.value),
-        "compare": compare.compare,
-    }
+    compilation.enable_cache()
+    module, function = ACTIONS[MODE.value]
+    action = getattr(importlib.import_module(f"cifar_jax.{module}"), function)
+    more = {"predict": IMAGES, "export": FORMAT, "import": WEIGHTS}.get(MODE.value)
     try:
-        result = actions[MODE.value](CONFIG.value, WORKDIR.value)
+        result = action(CONFIG.value, WORKDIR.value, *([more.value] if more else []))
     except InputError as error:
         refuse(error)
     if MODE.value == "train":

@@ -141,20 +141,20 @@ def load_data(config):
     return {"train": train, "validation": validation, "test": test}
 
 
-def make_experiment(config, total_steps=None):
+def make_experiment(config, total_steps=None, splits=None, class_names=None):
     """Load the data, put it on the devices and build everything a run needs.
 
-    `total_steps` is what the schedule spans: config.epochs unless given. Raises InputError for a
-    bad config.
+    `total_steps` is what the schedule spans: config.epochs unless given. `splits` (as of load_data)
+    and `class_names` take the place of the config's data. Raises InputError for a bad config.
     """
     _check(config)
     mesh = sharding.make_mesh()
     placement = sharding.replicated(mesh)
     sharding.check_batch_size(config.batch_size, mesh)
-    class_names = data.CLASS_NAMES.get(config.data.name, ())
+    class_names = class_names or data.CLASS_NAMES.get(config.data.name, ())
     model = make_model(config, class_names)
     augment, normalize = make_augments(config)
-    splits = load_data(config)
+    splits = splits or load_data(config)
     n = len(splits["train"])
     if config.batch_size > n:
         raise InputError(

@@ -33,8 +33,9 @@ def summarize(model, image_shape):
     return [(name, shape, sizes.get(name, 0)) for name, shape in outputs], sum(sizes.values())
 
 
-def print_summary(config):
-    """Print the layer table; the last line is the total."""
+def print_summary(config, workdir=None):
+    """Print the layer table; the last line is the total. Nothing is written."""
+    del workdir
     class_names = data.CLASS_NAMES.get(config.data.name, data.CLASS_NAMES["cifar10"])
     layers, total = summarize(make_model(config, class_names), (32, 32, 3))
     width = max(len(name) for name, *_ in layers)

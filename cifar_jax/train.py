@@ -1,5 +1,7 @@
 """A whole run: restore, train, evaluate, log, save, report."""
 
+import contextlib
+import functools
 import math
 import signal
 import sys
@@ -16,6 +18,8 @@ from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.experiment import environment, make_experiment, sample_images
 from cifar_jax.metrics import Metrics
 from cifar_jax.steps import repeat
+
+PROFILED = 3  # steps in a trace
 
 
 def train_and_evaluate(config, workdir):
@@ -36,6 +40,8 @@ def train_and_evaluate(config, workdir):
         with Checkpoints(path / "checkpoints", exp.placement) as checkpoints:
             run = Run(exp, path, checkpoints)
             run.restore()
+            if config.profile:
+                run.profile()
             status = run.train(interruption)
             result = run.finish(status)
     if status == "diverged":
@@ -148,6 +154,31 @@ class Run:
             print(f"resuming {self.path} at epoch {self.exp.epochs_at(step):g}", flush=True)
         files.rewrite_metrics(metrics_file, self.records)
 
+    def profile(self):
+        """Trace PROFILED steps, after as many to warm up, to profile/ in the workdir.
+
+        They work on a copy of the state: the run goes on as if they had not been. TensorBoard
+        opens the folder; Perfetto (ui.perfetto.dev) the perfetto_trace.json.gz in it.
+        """
+        exp, size = self.exp, self.exp.config.batch_size
+        on_cpu = jax.default_backend() == "cpu"
+        calls, count = (PROFILED, 1) if on_cpu else (1, PROFILED)  # as training calls it
+        steps = jax.jit(repeat(exp.step, count, size), donate_argnums=0)
+        state = jax.tree.map(jnp.copy, self.state)
+        options = jax.profiler.ProfileOptions()
+        options.python_tracer_level = 0  # the device's work, not ours
+        folder = self.path / "profile"
+        for warm in (False, True):
+            with (
+                jax.profiler.trace(folder, create_perfetto_trace=True, profiler_options=options)
+                if warm
+                else contextlib.nullcontext()
+            ):
+                for _ in range(calls):
+                    state, _ = steps(state, self.no_metrics, exp.train)
+                jax.block_until_ready(state)
+        print(f"{PROFILED} steps traced in {folder}", flush=True)
+
     def train(self, interruption):
         """Train to the end, to stop_after or to an interruption; returns the status."""
         exp, config = self.exp, self.exp.config
@@ -191,7 +222,7 @@ class Run:
             yield 1, tail, frozen
 
     def compile(self, step, end):
-        """Compile what this run will call, ahead of time."""
+        """Compile the training calls of this run ahead of time."""
         exp, start = self.exp, time.perf_counter()
         calls = set()
         while step < end:
@@ -204,8 +235,15 @@ class Run:
                 out_shardings=(exp.placement, exp.placement),
             )
             self.programs[call] = run.lower(self.state, self.metrics, exp.train).compile()
-        self.evaluate = exp.evaluate.lower(self.state, self.eval_set).compile()
-        self.compile_seconds = time.perf_counter() - start
+        self.compile_seconds += time.perf_counter() - start
+
+    @functools.cached_property
+    def evaluate(self):
+        """The evaluation, compiled when it is first needed: the first step does not wait for it."""
+        start = time.perf_counter()
+        program = self.exp.evaluate.lower(self.state, self.eval_set).compile()
+        self.compile_seconds += time.perf_counter() - start
+        return program
 
     def train_epoch(self, step, end, interruption):
         """Run the rest of the epoch `step` lies in; returns the step reached."""
@@ -245,8 +283,9 @@ class Run:
         """Evaluate, log and save at the end of an epoch; False if the run has diverged."""
         exp = self.exp
         train = self.metrics.summary()
+        evaluate = self.evaluate  # compiled before the clock starts
         start = time.perf_counter()
-        metrics, _ = self.evaluate(self.state, self.eval_set)
+        metrics, _ = evaluate(self.state, self.eval_set)
         measured = metrics.summary()
         eval_seconds = time.perf_counter() - start
         record = {

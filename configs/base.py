@@ -23,6 +23,7 @@ def get_config():
         0  # training steps in one compiled call; 0: 1 on CPU, a whole epoch on an accelerator
     )
     c.report = True  # draw report/ at the end
+    c.profile = False  # first trace a few steps to profile/, for TensorBoard and Perfetto
 
     c.data = ConfigDict()
     c.data.name = "cifar10"  # cifar10 | digits

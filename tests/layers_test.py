@@ -14,7 +14,9 @@ LAYERS = [
     [
         "augment",
         "checkpoint",
+        "compilation",
         "data",
+        "flops",
         "metrics",
         "models",
         "optim",
@@ -26,6 +28,7 @@ LAYERS = [
     ["steps", "report"],
     ["experiment"],
     ["train", "overview", "lr_finder", "predict", "exchange"],
+    ["timing"],
     ["compare"],
 ]
 ONLY_IN = {

@@ -1,15 +1,19 @@
 """The program as a user runs it: whole runs on the embedded digits in processes of their own."""
 
+import gzip
 import json
 import re
 import shutil
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 from running import (
     QUICK,
+    ROOT,
     SPEEDRUN,
     arrays,
     assert_same_run,
@@ -494,6 +498,44 @@ def test_compare_trains_times_and_reports_both_sides(program, tmp_path):
         assert form["peak_memory"] > 0 and form["first_steps"] > 0
     assert (tmp_path / "comparison.md").read_text() in out
     assert "<h1>resnet: JAX and PyTorch</h1>" in (tmp_path / "comparison.html").read_text()
+
+
+@pytest.mark.slow
+def test_profile_leaves_a_trace_and_the_run_as_it_is(reference, program, tmp_path):
+    extra = ("--config.profile=True", "--config.stop_after=1", f"--workdir={tmp_path}")
+    finish(program(*QUICK, *extra))
+    assert metrics(tmp_path) == metrics(reference)[:1]
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))  # TensorBoard's
+    (trace,) = (tmp_path / "profile").rglob("perfetto_trace.json.gz")
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    assert sum("dot" in event.get("name", "") for event in events) >= 3  # a product a step at least
+
+
+def modules(code):
+    """The modules that are imported once `code` has run in a process of its own."""
+    code += "\nprint('MODULES', *sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split("MODULES")[1].split())
+
+
+def test_help_does_not_wait_for_jax():
+    code = """
+import runpy
+sys.argv = ["main.py", "--help"]
+try:
+    runpy.run_path("main.py", run_name="__main__")
+except SystemExit:
+    pass
+"""
+    assert not {"jax", "numpy", "cifar_jax"} & modules(code)
+
+
+def test_training_imports_nothing_of_other_modes():
+    others = {"cifar_jax.compare", "cifar_jax.exchange", "cifar_jax.overview", "torch", "sklearn"}
+    assert not others & modules("from cifar_jax import train")
 
 
 def test_lr_find_suggests_and_leaves_no_run(program, tmp_path):

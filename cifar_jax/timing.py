@@ -1,0 +1,312 @@
+"""How training and evaluation are timed, in JAX and in PyTorch: for --mode=compare and
+scripts/benchmark.py."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import pathlib
+import resource
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from cifar_jax import weights
+from cifar_jax.data import Dataset
+from cifar_jax.exchange import load_torch_twin
+from cifar_jax.experiment import load_data, make_experiment
+from cifar_jax.metrics import Metrics
+from cifar_jax.steps import make_batches, make_evaluate, repeat, take
+
+REST = 0.3  # seconds between forms: the other's threads still spin for a while after their work
+
+
+class Sides:
+    """A recipe on both sides: data, batches and initial weights that JAX and PyTorch share.
+
+    `exp` is the Experiment, `twin` the module torch_twin or None for JAX alone.
+    """
+
+    def __init__(self, exp, twin):
+        config = exp.config
+        self.exp, self.twin = exp, twin
+        self.experiments = {config.model.dtype: exp}
+        self.name = config.model.name
+        self.device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+        n = len(exp.train.labels)
+        self.batch = {
+            "batch_size": config.batch_size,
+            "num_examples": n,
+            "augment": exp.augment,
+        }
+        self.batches = jax.jit(make_batches(**self.batch), static_argnums=3)
+        self.no_metrics = jax.device_put(Metrics.zeros(len(exp.class_names)), exp.placement)
+
+    def size(self, step):
+        """Examples of batch `step`; the last one of an epoch may be smaller."""
+        i = step % self.exp.steps_per_epoch
+        return min(
+            self.batch["batch_size"], self.batch["num_examples"] - i * self.batch["batch_size"]
+        )
+
+    def experiment(self, dtype):
+        """The same recipe on the same data, computing in `dtype`."""
+        if dtype not in self.experiments:
+            config = self.exp.config.copy_and_resolve_references()
+            with config.unlocked():
+                config.model.dtype = dtype
+            splits = {"train": self.exp.train, "test": self.exp.test}
+            self.experiments[dtype] = make_experiment(config, splits=splits)
+        return self.experiments[dtype]
+
+    def make_recipe(self, state, dtype="float32", compiled=False):
+        """The PyTorch side, with the weights of `state`, on the device, channels_last."""
+        config = self.exp.config
+        twin = self.twin.create_twin(
+            **config.model,
+            num_classes=len(self.exp.class_names),
+            image_size=self.exp.test.images.shape[1],
+        )
+        self.twin.load_weights(twin, self.state_dict(state))
+        self.twin.move(twin, self.device)
+        return self.twin.Recipe(
+            twin,
+            optim=config.optim.to_dict(),
+            schedule=config.schedule.to_dict(),
+            loss=config.loss.to_dict(),
+            total_steps=self.exp.total_steps,
+            steps_per_epoch=self.exp.steps_per_epoch,
+            autocast=None if dtype == "float32" else dtype,
+            compiled=compiled,
+            fused=True,
+        )
+
+    def state_dict(self, state):
+        """{PyTorch's name: numpy array} of the weights and statistics of `state`."""
+        variables = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
+        return weights.to_state_dict(self.name, self.exp.model, variables)
+
+    def torch_batch(self, state, step):
+        """Batch `step` of this state's order and augmentation as tensors on the device."""
+        images, labels, _ = self.batches(state.key, step, self.exp.train, self.size(step))
+        return self.twin.images_of(images, self.device), self.twin.labels_of(labels, self.device)
+
+
+@dataclasses.dataclass
+class Form:
+    """One way to train or to evaluate, ready to be timed: run() returns when its work is done."""
+
+    run: Callable[[], None]
+    images: int  # that one run() takes
+    setup_seconds: float  # to make it: network, weights, optimizer, and for JAX compile_seconds
+    compile_seconds: float | None  # of tracing and compiling; None: within the first run()
+
+
+def form_names(dtypes, compiled=True, torch=True):
+    """'jax float32', 'torch float32', 'torch.compile float32', 'jax bfloat16', ..."""
+    kinds = [
+        "jax",
+        *(["torch"] if torch else []),
+        *(["torch.compile"] if torch and compiled else []),
+    ]
+    return [f"{kind} {dtype}" for dtype in dtypes for kind in kinds]
+
+
+def make_form(sides, name, *, task="train", steps):
+    """The Form called `name` of `task`, 'train' or 'evaluate'; a run() is `steps` batches.
+
+    JAX's augments (or normalises) within the step; PyTorch's gets finished batches on the device.
+    """
+    kind, dtype = name.split(" ")
+    if kind == "jax":
+        return {"train": _jax_training, "evaluate": _jax_evaluation}[task](sides, dtype, steps)
+    return _torch_form(sides, dtype, task, steps, compiled=kind == "torch.compile")
+
+
+def _jax_training(sides, dtype, steps):
+    on_cpu = jax.default_backend() == "cpu"  # one step a call there: see steps.repeat
+    calls, count = (steps, 1) if on_cpu else (1, steps)
+    exp, size = sides.experiment(dtype), sides.size(0)
+    made = time.perf_counter()
+    start = exp.init_state()
+    began = time.perf_counter()
+    program = jax.jit(repeat(exp.step, count, size), donate_argnums=0)
+    program = program.lower(start, sides.no_metrics, exp.train).compile()
+    end = time.perf_counter()
+    carry = [start]
+
+    def run():
+        for _ in range(calls):
+            carry[0], _ = program(carry[0], sides.no_metrics, exp.train)
+        jax.block_until_ready(carry[0])
+
+    return Form(run, steps * size, end - made, end - began)
+
+
+def _jax_evaluation(sides, dtype, steps):
+    exp, size = sides.experiment(dtype), sides.size(0)
+    images = jax.jit(take)(exp.test, np.arange(steps * size) % len(exp.test))
+    made = time.perf_counter()
+    state = exp.init_state()
+    began = time.perf_counter()
+    evaluate = make_evaluate(exp.model, batch_size=size, transform=exp.normalize)
+    program = jax.jit(evaluate).lower(state, images).compile()
+    end = time.perf_counter()
+
+    def run():
+        jax.block_until_ready(program(state, images))
+
+    return Form(run, steps * size, end - made, end - began)
+
+
+def _torch_form(sides, dtype, task, steps, compiled):
+    start = sides.exp.init_state()
+    batches = [sides.torch_batch(start, t) for t in range(2)]
+    torch = sides.twin.torch
+    made = time.perf_counter()
+    recipe = sides.make_recipe(start, dtype, compiled)
+    setup = time.perf_counter() - made
+
+    def train():
+        for i in range(steps):
+            recipe.step(*batches[i % 2])
+        sides.twin.synchronize(sides.device)
+
+    def evaluate():
+        recipe.twin.eval()
+        low = recipe.autocast
+        with torch.inference_mode(), torch.autocast(sides.device, low, enabled=low is not None):
+            for i in range(steps):
+                recipe.forward(batches[i % 2][0])
+        sides.twin.synchronize(sides.device)
+
+    run = {"train": train, "evaluate": evaluate}[task]
+    return Form(run, steps * sides.size(0), setup, None)
+
+
+def time_forms(makers, rounds):
+    """{form name: timing} of {form name: function that makes the Form}: all are made and warmed up,
+    then measured in turn in each of `rounds` rounds.
+
+    images_per_second (median of the rounds), `spread` (smallest, largest) and their number n;
+    first_steps: seconds from data at hand and nothing compiled to the first run() done, imports
+    aside; compile: of these, JAX's tracing and compilation. A form of torch.compile that fails has
+    its `error` instead.
+    """
+    forms, timing, rates = {}, {}, {}
+    for name, make in makers.items():
+        try:
+            form = make()
+            first = form.setup_seconds + seconds(form.run)
+        except Exception as error:
+            if not name.startswith("torch.compile"):
+                raise
+            timing[name] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+            continue
+        timing[name] = {"first_steps": first, "compile": form.compile_seconds}
+        form.run()
+        forms[name], rates[name] = form, []
+        print(f"{name}: ready after {first:.1f} s", flush=True)
+    for _ in range(rounds):
+        for name, form in forms.items():
+            time.sleep(REST)
+            rates[name].append(form.images / seconds(form.run))
+    for name, values in rates.items():
+        timing[name] |= summarize(values, "images_per_second")
+    return timing
+
+
+def seconds(run):
+    """Seconds that run() takes."""
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def summarize(values, name):
+    """{name: median, 'spread': [smallest, largest], 'n': their number}."""
+    return {name: float(np.median(values)), "spread": [min(values), max(values)], "n": len(values)}
+
+
+@contextlib.contextmanager
+def _environment(variables):
+    """os.environ with `variables` too, while entered."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def in_own_process(function, *arguments, environment=()):
+    """function(*arguments) in a fresh Python process, which sees the variables `environment`."""
+    context = multiprocessing.get_context("spawn")
+    with (
+        _environment(dict(environment)),
+        concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool,
+    ):
+        return pool.submit(function, *arguments).result()
+
+
+def random_splits(sizes, classes=10, seed=0):
+    """{split: Dataset} of `sizes` ({split: images}) in random pixels: speed does not depend on
+    them."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: Dataset(
+            np.frombuffer(rng.bytes(n * 32 * 32 * 3), np.uint8).reshape(n, 32, 32, 3),
+            rng.integers(0, classes, n, dtype=np.int32),
+        )
+        for name, n in sizes.items()
+    }
+
+
+def fresh_start(config, name, sizes=None):
+    """What the form `name` costs in a process of its own: call it through in_own_process.
+
+    first_step: seconds from the data in memory to the first training step done, imports aside:
+    network, weights, tracing, compilation and the step. peak_memory: see there. `config` is a
+    nested dict; with `sizes` the data are random_splits(sizes), else the config's own.
+    """
+    config = ConfigDict(config)
+    splits = random_splits(sizes) if sizes else load_data(config)
+    twin = load_torch_twin() if name.startswith("torch") else None
+    made = time.perf_counter()
+    sides = Sides(make_experiment(config, splits=splits), twin)
+    made = time.perf_counter() - made if twin is None else 0.0  # PyTorch needs nothing of it
+    before = _resident("VmRSS")
+    form = make_form(sides, name, steps=1)
+    first = made + form.setup_seconds + seconds(form.run)
+    return {"first_step": first, "peak_memory": peak_memory(sides, name, form, before)}
+
+
+def peak_memory(sides, name, form, before):
+    """Bytes that `form`, which has run once, takes at its peak, beyond data and libraries.
+
+    On a GPU, as its allocator counts them, the data included for JAX; on CPU, resident memory above
+    `before`, that before the model was made.
+    """
+    if sides.device == "cuda":
+        if name.startswith("jax"):
+            return jax.devices()[0].memory_stats()["peak_bytes_in_use"]
+        return sides.twin.peak_memory()
+    reset = pathlib.Path("/proc/self/clear_refs")
+    if reset.exists():
+        reset.write_text("5")  # the peak counts from here
+    form.run()
+    return max(0, _resident("VmHWM") - before)
+
+
+def _resident(field):
+    """A line of /proc/self/status in bytes; the largest so far where there is no such file."""
+    try:
+        status = pathlib.Path("/proc/self/status").read_text()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return int(status.split(f"{field}:")[1].split()[0]) * 1024

@@ -1,0 +1,437 @@
+"""Speed of every family beside PyTorch on this device: python scripts/benchmark.py --device gpu
+
+Measured in turn within one run, JAX, PyTorch eager and torch.compile (channels_last, autocast for
+bfloat16), at the recipe's batch size and at 512: images/s of training and of evaluation, each also
+as a share (`mfu`) of the peak that a large matrix product reached in this run; and, each in a fresh
+process, the time to the first step with an empty and with a filled compilation cache, and the peak
+memory. JAX augments within the step, PyTorch is handed finished batches. FLOPs are exact counts of
+convolutions and matrix products (cifar_jax/flops.py), three forward passes' worth for training.
+
+Writes --out (default results/benchmarks/DEVICE.json) after each family, and at the end a table
+(.md) and a chart (.png) beside it. --quick is a small run that shows that all works; --growth
+measures instead how time grows with images, epochs, batch size, width and classes.
+"""
+
+import argparse
+import functools
+import importlib
+import importlib.metadata
+import os
+import pathlib
+import re
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave PyTorch its share
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+
+from cifar_jax import InputError, compilation, report, timing  # noqa: E402
+from cifar_jax import workdir as files  # noqa: E402
+from cifar_jax.exchange import load_torch_twin  # noqa: E402
+from cifar_jax.experiment import environment, load_data, make_experiment  # noqa: E402
+from cifar_jax.flops import TRAINING, forward_macs  # noqa: E402
+from cifar_jax.models import MODELS  # noqa: E402
+
+CONFIGS = {name: name for name in ("vgg", "convnet", "resnet", "mixture", "dilated")}
+if (ROOT / "configs" / "speedrun.py").exists():
+    CONFIGS["airbench"] = "speedrun"
+SIZES = {"train": 50_000, "test": 10_000}
+QUICK_SIZES = {"train": 1_024, "test": 256}
+IMAGES = {"cpu": 256, "gpu": 16_384}  # about so many in one timed run of a form
+KINDS = ("jax", "torch", "torch.compile")
+
+
+def main():
+    args = parse()
+    os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(args.device, args.device)
+    jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter where CUDA's plugin is missing
+        refuse(f"no {args.device} here: {str(error) or 'jax has no such platform'}")
+    try:
+        twin = load_torch_twin()
+    except InputError:
+        twin = None
+    name = f"{slug(device_name())}{'_growth' if args.growth else ''}.json"
+    out = pathlib.Path(args.out or ROOT / "results" / "benchmarks" / name)
+    try:
+        out = files.writable(out.parent) / out.name
+        (growth if args.growth else benchmark)(args, out, twin)
+    except InputError as error:
+        refuse(error)
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--families", default=",".join(CONFIGS), help="joined by commas")
+    parser.add_argument("--batch", default="recipe,512", help="sizes joined by commas")
+    parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--measure", default="speed,start", help="speed, start or both")
+    parser.add_argument("--rounds", type=int, default=5, help="of timing, every form once in each")
+    parser.add_argument("--no-compiled", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--data-dir", help="CIFAR-10; else random pixels, which take as long")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing after")
+    parser.add_argument("--out", help="the JSON file")
+    parser.add_argument("--quick", action="store_true", help="2 rounds of narrow networks, float32")
+    parser.add_argument("--growth", action="store_true", help="how time grows, on small networks")
+    args = parser.parse_args()
+    args.began = time.monotonic()
+    if args.quick:
+        args.batch, args.dtypes, args.rounds, args.no_compiled = "32", "float32", 2, True
+    for field, known in (
+        ("families", CONFIGS),
+        ("dtypes", ("float32", "bfloat16")),
+        ("measure", ("speed", "start")),
+    ):
+        values = getattr(args, field).split(",")
+        unknown = [value for value in values if value not in known]
+        if unknown:
+            refuse(f"--{field}: unknown {unknown[0]!r}; choose of {', '.join(known)}")
+        setattr(args, field, values)
+    args.batch = args.batch.split(",")
+    if not all(b == "recipe" or (b.isdigit() and int(b)) for b in args.batch):
+        refuse(f"--batch: {','.join(args.batch)} is not 'recipe' or numbers of at least 1")
+    if args.rounds < 1:
+        refuse("--rounds must be at least 1")
+    return args
+
+
+def refuse(text):
+    print("benchmark.py:", " ".join(str(text).split()), file=sys.stderr)
+    sys.exit(2)
+
+
+def device_name():
+    """The GPU's name or the CPU's model and how many of its cores there are."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return device.device_kind
+    try:
+        found = re.search("model name.*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return f"{found[1].strip() if found else 'cpu'}, {len(os.sched_getaffinity(0))} cores"
+
+
+def slug(name):
+    return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def provenance(args, twin):
+    """What the figures depend on besides the code."""
+    settings = {k: v for k, v in vars(args).items() if k not in ("out", "began", "data_dir")}
+    settings["seconds"] = None if np.isinf(args.seconds) else args.seconds
+    found = {
+        **environment(),
+        "device": device_name(),
+        "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),  # both sides run under the same
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "settings": settings,
+    }
+    if twin:
+        found["versions"]["torch"] = importlib.metadata.version("torch")
+    return found
+
+
+def benchmark(args, out, twin):
+    """Measure what `args` ask for; see the file's docstring."""
+    sizes = None if args.data_dir else (QUICK_SIZES if args.quick else SIZES)
+    result = {"status": "running", **provenance(args, twin)}
+    result["data"] = "CIFAR-10" if args.data_dir else f"random pixels, {sizes['train']} images"
+    if args.quick:
+        result["data"] += "; narrow networks: these figures say nothing about speed"
+    result["peaks"] = {dtype: peaks(dtype, twin) for dtype in args.dtypes}
+    result["families"] = {}
+    for measure, function in (("speed", measure_speed), ("start", measure_start)):
+        for family in args.families if measure in args.measure else ():
+            if time.monotonic() - args.began > args.seconds:
+                print(f"{family}: {measure} left out, the time is spent", flush=True)
+                continue
+            entry = result["families"].setdefault(family, {})
+            print(f"{family}: {measure}", flush=True)
+            try:
+                function(args, entry, family_config(family, args), sizes, twin, result["peaks"])
+            except Exception as error:  # one family that fails leaves the others their figures
+                entry["error"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                print(f"{family}: {entry['error']}", flush=True)
+            files.write_json(out, result)
+    result["status"] = "done"
+    files.write_json(out, result)
+    text = markdown(result)
+    out.with_suffix(".md").write_text(text)
+    rows = chart_rows(result)
+    if rows:
+        report.save({out.stem: report.draw_benchmark(rows)}, out.parent)
+    print(text)
+    failed = [name for name, entry in result["families"].items() if "error" in entry]
+    if failed:
+        sys.exit(f"benchmark.py: failed: {', '.join(failed)}")
+
+
+def family_config(family, args):
+    """The family's recipe, on the data that `args` name; --quick narrows what has `widths`."""
+    config = importlib.import_module(f"configs.{CONFIGS[family]}").get_config()
+    if args.data_dir:
+        config.data.dir = args.data_dir
+    widths = getattr(MODELS[config.model.name], "widths", None)
+    if args.quick and isinstance(widths, tuple):
+        config.model.widths = tuple(max(8, width // 8) for width in widths)
+    return config
+
+
+def batch_sizes(args, config):
+    """The batch sizes to measure, each once."""
+    return sorted({config.batch_size if b == "recipe" else int(b) for b in args.batch})
+
+
+def make_sides(config, batch_size, sizes, twin):
+    """timing.Sides of a recipe at `batch_size`; JAX alone where PyTorch cannot do the recipe."""
+    config = config.copy_and_resolve_references()
+    config.batch_size = batch_size
+    splits = timing.random_splits(sizes) if sizes else load_data(config)
+    sides = timing.Sides(make_experiment(config, splits=splits), twin)
+    if twin:
+        try:
+            sides.make_recipe(sides.exp.init_state())
+        except (InputError, KeyError) as error:
+            print(f"{config.model.name}: JAX alone: {error}", flush=True)
+            sides.twin = None
+    return sides
+
+
+def measure_speed(args, entry, config, sizes, twin, peaks):
+    """Add batches.SIZE.{train,evaluate}.FORM: timing.time_forms' figures and `mfu`."""
+    for batch_size in batch_sizes(args, config):
+        sides = make_sides(config, batch_size, sizes, twin)
+        macs = forward_macs(sides.exp.model.clone(dtype=np.float32))
+        entry.update(recipe_batch=config.batch_size, macs=macs)
+        entry["params"] = sum(x.size for x in jax.tree.leaves(sides.exp.init_state().params))
+        steps = 1 if args.quick else max(1, IMAGES[args.device] // batch_size)
+        names = timing.form_names(args.dtypes, not args.no_compiled, sides.twin is not None)
+        for task, passes in (("train", TRAINING), ("evaluate", 1)):
+            if sides.twin:
+                sides.twin.torch.compiler.reset()  # else it gives up after eight compilations
+            timed = timing.time_forms(
+                {
+                    name: functools.partial(timing.make_form, sides, name, task=task, steps=steps)
+                    for name in names
+                },
+                args.rounds,
+            )
+            for name, form in timed.items():
+                if "error" not in form:
+                    peak = max(peaks[name.split(" ")[1]].values())
+                    form["mfu"] = form["images_per_second"] * 2 * macs * passes / peak
+            entry.setdefault("batches", {}).setdefault(str(batch_size), {})[task] = timed
+
+
+def measure_start(args, entry, config, sizes, twin, peaks):
+    """Add start.FORM: first_step {cold, warm} in seconds and peak_memory in bytes, at the smallest
+    of the batch sizes; each figure from a fresh process."""
+    del peaks
+    batch_size = batch_sizes(args, config)[0]
+    with_torch = make_sides(config, batch_size, sizes, twin).twin is not None
+    config.batch_size = batch_size
+    entry["start_batch"] = batch_size
+    for name in timing.form_names(args.dtypes, not args.no_compiled, with_torch):
+        kind, dtype = name.split(" ")
+        config.model.dtype = dtype if kind == "jax" else "float32"  # PyTorch's: autocast
+        with tempfile.TemporaryDirectory() as cache:
+            variables = {
+                "JAX_COMPILATION_CACHE_DIR": cache,
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+                "TORCHINDUCTOR_CACHE_DIR": cache,
+            }
+            steps = {}
+            for state in ("cold", "warm") if kind != "torch" else ("cold",):  # it keeps nothing
+                found = timing.in_own_process(
+                    timing.fresh_start, config.to_dict(), name, sizes, environment=variables
+                )
+                steps[state] = found["first_step"]
+        entry.setdefault("start", {})[name] = {
+            "first_step": steps,
+            "peak_memory": found["peak_memory"],
+        }
+        print(f"{name}: first step after {steps}", flush=True)
+
+
+def peaks(dtype, twin):
+    """{'jax', 'torch'}: FLOP/s of a large square matrix product in `dtype`, the best of 5 rounds.
+
+    float32 on a GPU with tf32 allowed, as the convolutions of both sides have it.
+    """
+    on_gpu = jax.default_backend() == "gpu"
+    n, count = (8192, 10) if on_gpu else (2048, 1)
+    a, b = np.random.default_rng(0).normal(size=(2, n, n)).astype(np.float32)
+    product = jax.jit(lambda a, b: a @ b)
+    ours = jax.numpy.asarray(a, dtype), jax.numpy.asarray(b, dtype)
+    runs = {"jax": lambda: jax.block_until_ready([product(*ours) for _ in range(count)][-1])}
+    if twin:
+        device = "cuda" if on_gpu else "cpu"
+        twin.torch.backends.cuda.matmul.allow_tf32 = True
+        theirs = [twin.torch.from_numpy(x).to(device, twin.DTYPES[dtype]) for x in (a, b)]
+
+        def run():
+            for _ in range(count):
+                theirs[0] @ theirs[1]
+            twin.synchronize(device)
+
+        runs["torch"] = run
+    best = {}
+    for name, run in runs.items():
+        run()
+        best[name] = 2 * n**3 * count / min(timing.seconds(run) for _ in range(5))
+    print(f"{dtype}: " + ", ".join(f"{k} {v / 1e12:.3f} TFLOP/s" for k, v in best.items()))
+    return best
+
+
+def chart_rows(result):
+    """What report.draw_benchmark takes: the training figures by dtype, family and batch, form."""
+    rows = {}
+    for family, entry in result["families"].items():
+        for batch, tasks in entry.get("batches", {}).items():
+            for name, form in tasks["train"].items():
+                kind, dtype = name.split(" ")
+                if "mfu" in form:
+                    rows.setdefault(dtype, {}).setdefault((family, batch), {})[kind] = form
+    return rows
+
+
+def markdown(result):
+    """A table of speed and one of starts, with what they were measured on."""
+    peak = "; ".join(
+        f"{dtype} {max(values.values()) / 1e12:.2f} TFLOP/s"
+        for dtype, values in result["peaks"].items()
+    )
+    lines = [
+        f"{result['device']}; {result['settings']['rounds']} rounds, medians; {result['data']}; "
+        f"peak of a matrix product: {peak}; "
+        f"GLIBC_TUNABLES {result['glibc_tunables'] or 'not set'}; "
+        + ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+        + f"; commit {result['commit'] or 'unknown'}.",
+    ]
+    if "speed" in result["settings"]["measure"]:
+        lines += [
+            "",
+            "Images/s (share of the peak):",
+            "",
+            "| family, batch | dtype | task | JAX | PyTorch eager | PyTorch compiled "
+            "| JAX / best PyTorch |",
+            "|---|---|---|--:|--:|--:|--:|",
+        ]
+    for family, entry in result["families"].items():
+        for batch, tasks in entry.get("batches", {}).items():
+            for dtype in result["settings"]["dtypes"]:
+                for task, timed in tasks.items():
+                    forms = [timed.get(f"{kind} {dtype}", {}) for kind in KINDS]
+                    rates = [form.get("images_per_second") for form in forms]
+                    theirs = max((rate for rate in rates[1:] if rate), default=None)
+                    ratio = f"{rates[0] / theirs:.2f}" if theirs and rates[0] else "-"
+                    cells = " | ".join(
+                        f"{form['images_per_second']:,.0f} ({100 * form['mfu']:.1f} %)"
+                        if "mfu" in form
+                        else form.get("error", "-").split(":")[0]
+                        for form in forms
+                    )
+                    lines.append(f"| {family}, {batch} | {dtype} | {task} | {cells} | {ratio} |")
+    if "start" in result["settings"]["measure"]:
+        lines += [
+            "",
+            "Seconds to the first training step in a fresh process, imports aside, with an empty "
+            "and with a filled compilation cache; peak memory, MiB:",
+            "",
+            "| family, batch | form | empty | filled | memory |",
+            "|---|---|--:|--:|--:|",
+        ]
+    for family, entry in result["families"].items():
+        for name, start in entry.get("start", {}).items():
+            step = start["first_step"]
+            warm = f"{step['warm']:.1f}" if "warm" in step else "-"
+            lines.append(
+                f"| {family}, {entry['start_batch']} | {name} | {step['cold']:.1f} | {warm} "
+                f"| {start['peak_memory'] / 2**20:,.0f} |"
+            )
+    failed = [f"{n}: {e['error']}" for n, e in result["families"].items() if "error" in e]
+    return "\n".join([*lines, *(["", *failed] if failed else [])]) + "\n"
+
+
+def growth(args, out, twin):
+    """Time of whole epochs of a narrow ResNet as one thing grows: a table, and `out`."""
+    del twin
+    compilation.enable_cache()  # compiling is not measured here
+    rounds, trained = 2 if args.quick else args.rounds, {}
+    base = {"images": 512, "epochs": 1, "batch_size": 64, "width": 8, "classes": 10}
+    factors = (1, 2) if args.quick else (1, 2, 4)
+    result = {"status": "running", **provenance(args, None), "base": base, "growth": {}}
+    lines = [
+        f"{result['device']}; resnet of widths {tuple(base['width'] * k for k in (1, 2, 4, 8))}, "
+        f"{base['images']} images in batches of {base['batch_size']}, {base['classes']} classes; "
+        f"median of {rounds} rounds.",
+        "",
+        "| what grows | to | seconds | time grew | work grew | time / work |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name, value in base.items():
+        forms = {factor: epochs_of({**base, name: value * factor}, trained) for factor in factors}
+        times = {factor: [] for factor in factors}
+        for _ in range(rounds):
+            for factor, (run, _) in forms.items():
+                times[factor].append(timing.seconds(run))
+        rows = result["growth"][name] = []
+        for factor, (_, macs) in forms.items():
+            row = {
+                "value": value * factor,
+                **timing.summarize(times[factor], "seconds"),
+                "work_ratio": macs / forms[1][1],
+            }
+            row["time_ratio"] = row["seconds"] / (rows[0]["seconds"] if rows else row["seconds"])
+            row["to_linear"] = row["time_ratio"] / row["work_ratio"]
+            rows.append(row)
+            lines.append(
+                f"| {name} | {row['value']} | {row['seconds']:.3f} | {row['time_ratio']:.2f} "
+                f"| {row['work_ratio']:.2f} | {row['to_linear']:.2f} |"
+            )
+        files.write_json(out, result)
+    result["status"] = "done"
+    files.write_json(out, result)
+    lines += ["", "Work: multiply-adds of all the images trained on; 1.00 is linear."]
+    text = "\n".join(lines) + "\n"
+    out.with_suffix(".md").write_text(text)
+    print(text)
+
+
+def epochs_of(size, trained):
+    """(run, multiply-adds) of training a narrow ResNet for size['epochs'] epochs; `trained` keeps
+    one epoch's form by the other sizes, so that each is compiled once."""
+    from configs import resnet
+
+    key = tuple(value for name, value in size.items() if name != "epochs")
+    if key not in trained:
+        config = resnet.get_config()
+        config.model.widths = tuple(size["width"] * k for k in (1, 2, 4, 8))
+        config.batch_size = size["batch_size"]
+        splits = timing.random_splits({"train": size["images"], "test": 64}, size["classes"])
+        names = tuple(map(str, range(size["classes"])))
+        exp = make_experiment(config, splits=splits, class_names=names)
+        sides = timing.Sides(exp, None)
+        form = timing.make_form(sides, "jax float32", steps=exp.steps_per_epoch)
+        form.run()
+        trained[key] = form, form.images * forward_macs(exp.model)
+    form, macs = trained[key]
+
+    def run():
+        for _ in range(size["epochs"]):
+            form.run()
+
+    return run, size["epochs"] * macs
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""Everything worth measuring on a lent GPU, in two calls of ten minutes: scripts/gpu_suite.py
+
+Runs the jobs of --part 1 or 2 by value, each in a process of its own with a timeout, goes on after
+a failure, packs all that came of them into OUT/partN.tar.gz after each job and prints a table last.
+OUT is --out, else $OUT, else runs/gpu_suite. Nothing is begun that cannot end within --seconds; a
+job that outlasts its share gets SIGTERM, upon which training saves and writes its result.json.
+
+    part 1   tests marked gpu; benchmark of all families, eager, both dtypes, at the recipe's batch;
+             the 94 % recipe, 25 runs; resnet and convnet on the whole data
+    part 2   benchmark with torch.compile, resnet first; time to the first step and memory; a
+             profile of the family with the smallest share of the peak; mixture, vgg and dilated on
+             the whole data, as far as they come
+
+`--device cpu --quick` does the same in small, to see that it works; --jobs takes some of them.
+
+The machine lent to this project has Python 3.12, jax 0.11, torch 2.11, flax, optax, orbax, scipy,
+matplotlib, jinja2, tqdm, scikit-learn, safetensors and pytest. One wheel is missing, ml_collections
+(pure Python; needs absl-py and PyYAML, which are there); tensorflow-datasets too, which nothing
+here imports. A call carries 64 MiB at most, CIFAR-10 packed is 97 MiB: it travels in two halves.
+Here, in the repository, once (.whl and .carry are ignored by git):
+
+    python3 -m pip download --no-deps -d .whl ml_collections==1.1.0
+    python3 ../shared/data/cifar10/unpack.py --parts .carry
+    cp ../shared/data/cifar10/unpack.py .carry/part1
+
+Then three commands for the device tool, at once after each other (it stays warm for 30 s):
+
+    1  carry .carry/part0:
+       mkdir -p /tmp/c && cp .carry/part0/* /tmp/c
+    2  carry .carry/part1 and .whl:
+       cp .carry/part1/* /tmp/c && python3 /tmp/c/unpack.py /tmp/cifar &&
+       python3 -m pip install -q --no-index --no-deps --target /tmp/site .whl/*.whl &&
+       PYTHONPATH=/tmp/site python3 scripts/gpu_suite.py --part 1 --data-dir /tmp/cifar
+    3  carry .whl:
+       PYTHONPATH=/tmp/site python3 scripts/gpu_suite.py --part 2 --data-dir /tmp/cifar
+
+Without --data-dir the jobs that need the images are left out; the others use random ones.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+ROOT = pathlib.Path(__file__).parent.parent
+GRACE = 20  # seconds that a job has after SIGTERM
+LEAST = 20  # seconds: with less left a job is not begun
+NEEDED = ("jax", "flax", "optax", "orbax", "ml_collections", "matplotlib", "jinja2", "tqdm")
+
+
+@dataclasses.dataclass
+class Job:
+    """A command, run in the repository; `seconds` is its share of the part's time."""
+
+    name: str
+    command: list
+    seconds: float
+    needs: tuple = ()  # files without which it is left out
+
+
+def jobs(args, folder):
+    """The jobs of args.part in the order of their value."""
+    python, script = sys.executable, str(ROOT / "scripts" / "benchmark.py")
+    quick = ["--quick"] if args.quick else []
+    data = ["--data-dir", args.data_dir] if args.data_dir else []
+
+    def benchmark(name, seconds, *more):
+        out = str(folder / name / f"{name}.json")
+        limit = ["--seconds", str(0.75 * seconds)]  # so that the family under way can end
+        command = [python, script, "--device", args.device, "--out", out, *limit, *quick, *data]
+        return Job(name, [*command, *more], seconds)
+
+    def recipe(name, seconds, *more):
+        where = [f"--config=configs/{name}.py", f"--workdir={folder / name}", *more]
+        if args.quick:  # two steps on the embedded digits
+            small = ("data.name=digits", "batch_size=16", "eval.batch_size=16", "stop_after=0.02")
+            where += [f"--config.{field}" for field in small]
+        else:
+            where += [f"--config.data.dir={args.data_dir}"]
+        needs = () if args.quick else (args.data_dir,)
+        return Job(name, [python, "main.py", *where], seconds, needs)
+
+    speedrun = ROOT / "scripts" / "speedrun.py"
+    runs = [python, speedrun, "--runs", "25", "--data-dir", args.data_dir]
+    profiled = slowest(folder.parent)
+    first = [
+        Job("tests", [python, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests"], 90),
+        benchmark("benchmark_eager", 210, "--measure=speed", "--batch=recipe", "--no-compiled"),
+        Job("speedrun", [*runs, "--out", folder / "speedrun.json"], 120, (speedrun, args.data_dir)),
+        recipe("resnet", 60),
+        recipe("convnet", 150),
+    ]
+    order = "--families=resnet,vgg,mixture,convnet,dilated"
+    second = [
+        benchmark("benchmark_compiled", 200, "--measure=speed", "--batch=recipe", order),
+        benchmark("benchmark_start", 90, "--measure=start", "--dtypes=bfloat16", order),
+        recipe(profiled, 40, "--config.profile=True", "--config.stop_after=0.01"),
+        recipe("mixture", 80),
+        recipe("vgg", 120),
+        recipe("dilated", 120),
+    ]
+    second[2].name = "profile"
+    second[2].command += [f"--workdir={folder / 'profile'}", "--config.report=False"]
+    chosen = first if args.part == 1 else second
+    if args.quick:
+        for job in chosen:
+            if "benchmark" in job.name:
+                job.command += ["--families=vgg", "--batch=16"]
+    return [job for job in chosen if not args.jobs or job.name in args.jobs.split(",")]
+
+
+def slowest(folder):
+    """The config of the family whose training reaches the smallest share of the peak on JAX's side,
+    by the benchmarks under `folder`; 'dilated' where there are none."""
+    shares = {}
+    for path in folder.rglob("benchmark_*.json"):
+        for family, entry in json.loads(path.read_text())["families"].items():
+            for batch in entry.get("batches", {}).values():
+                for name, form in batch.get("train", {}).items():
+                    if name.startswith("jax") and "mfu" in form:
+                        shares[family] = min(form["mfu"], shares.get(family, 1.0))
+    family = min(shares, key=shares.get, default="dilated")
+    return {"airbench": "speedrun"}.get(family, family)
+
+
+def run(job, folder, seconds, environment):
+    """Run `job` for `seconds` at most; its output goes to folder/NAME.log. Returns how it ended."""
+    missing = [need for need in job.needs if not need or not pathlib.Path(need).exists()]
+    if missing:
+        return f"left out: no {missing[0] or '--data-dir'}"
+    if seconds < LEAST:
+        return "left out: no time"
+    with open(folder / f"{job.name}.log", "w") as log:
+        process = subprocess.Popen(
+            [*map(str, job.command)],
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            return f"exit code {process.wait(seconds)}"
+        except subprocess.TimeoutExpired:
+            process.terminate()
+        try:
+            return f"stopped, exit code {process.wait(GRACE)}"
+        except subprocess.TimeoutExpired:
+            return "killed"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def measured(job, folder):
+    """What came of a job, in a few words."""
+    path = folder / job.name / "result.json"
+    if path.exists():
+        result = json.loads(path.read_text())
+        accuracy = (result["last"] or {}).get("accuracy")
+        found = "" if accuracy is None else f", test {accuracy:.2f} %"
+        return f"{result['status']} after {result['epochs']:g} epochs{found}"
+    log = folder / f"{job.name}.log"
+    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")[:60]
+
+
+def pack(folder, target):
+    """All that lies in `folder`, checkpoints aside, as the archive `target`."""
+    part = target.with_name(f".{target.name}.part")
+    with tarfile.open(part, "w:gz") as archive:
+        archive.add(
+            folder, folder.name, filter=lambda i: None if i.name.endswith("/checkpoints") else i
+        )
+    part.replace(target)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--part", type=int, choices=(1, 2), required=True)
+    parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu")
+    parser.add_argument("--data-dir", help="CIFAR-10")
+    parser.add_argument("--out", help="where the archives go")
+    parser.add_argument("--seconds", type=float, default=570, help="for all of the part")
+    parser.add_argument("--jobs", help="only these, joined by commas")
+    parser.add_argument("--quick", action="store_true", help="the same in small")
+    args = parser.parse_args()
+    began = time.monotonic()
+    missing = [name for name in NEEDED if not importlib.util.find_spec(name)]
+    if missing:
+        print(f"gpu_suite.py: {missing[0]} is not installed; see the file's head", file=sys.stderr)
+        sys.exit(2)
+    out = pathlib.Path(args.out or os.environ.get("OUT") or ROOT / "runs" / "gpu_suite").absolute()
+    folder = ROOT / "runs" / "gpu_suite" / f"part{args.part}"
+    folder.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment["JAX_PLATFORMS"] = {"gpu": "cuda,cpu"}.get(args.device, args.device)
+    environment["CIFAR_JAX_TEST_GPU"] = "1" if args.device == "gpu" else "0"
+    table = []
+    for job in jobs(args, folder):
+        start = time.monotonic()
+        left = began + args.seconds - GRACE - start
+        ending = run(job, folder, min(job.seconds, left), environment)
+        seconds = time.monotonic() - start
+        table.append(f"{job.name:20} {seconds:6.1f} s  {ending:24} {measured(job, folder)}")
+        print(table[-1], flush=True)
+        (folder / "table.txt").write_text("\n".join(table) + "\n")
+        pack(folder, out / f"part{args.part}.tar.gz")
+    print(f"\npart {args.part}, {time.monotonic() - began:.0f} s, {out}", *table, sep="\n")
+
+
+if __name__ == "__main__":
+    main()

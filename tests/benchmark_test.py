@@ -1,0 +1,184 @@
+"""The counter of FLOPs, the parts of the timing, and scripts/benchmark.py as it is run."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+from running import ROOT
+
+from cifar_jax import report, timing
+from cifar_jax.experiment import make_model
+from cifar_jax.flops import forward_macs, macs
+from cifar_jax.models import cpu_conv
+from cifar_jax.models.layers import Conv, Dense, max_pool
+
+
+def convolution(size, channels, features, k=3):
+    return size * size * k * k * channels * features
+
+
+# layer by layer from the architecture: (side of the output, channels in, channels out)
+RESNET = [
+    *((32, 3, 64), (32, 64, 128), (16, 128, 128), (16, 128, 128)),
+    *((14, 128, 256), (7, 256, 512), (3, 512, 512), (3, 512, 512)),
+]
+
+
+def test_resnet_is_counted_layer_by_layer():
+    config = importlib.import_module("configs.resnet").get_config()
+    expected = sum(convolution(*layer) for layer in RESNET) + 512 * 10
+    assert forward_macs(make_model(config, range(10))) == expected == 310_842_368
+
+
+class PaddedResNet9(nn.Module):
+    """The DAWNBench net, every convolution padded, as others count it: 379.27 M."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        def unit(x, width, pool=1):
+            return max_pool(Conv(width, use_bias=False)(x), pool)
+
+        x = unit(unit(x, 64), 128, 2)
+        x = x + unit(unit(x, 128), 128)
+        x = unit(unit(x, 256, 2), 512, 2)
+        x = x + unit(unit(x, 512), 512)
+        return Dense(10, use_bias=False)(max_pool(x, 4).reshape(x.shape[0], -1))
+
+
+def test_the_known_figure_of_resnet9():
+    assert forward_macs(PaddedResNet9()) / 1e6 == pytest.approx(379.27, abs=0.01)
+
+
+def test_count_does_not_depend_on_the_form_of_the_convolution(rng):
+    """cpu_conv's loops over pieces of the batch, XLA's convolution, and groups."""
+    x = rng.normal(size=(6, 32, 32, 16)).astype("float32")
+    kernel = rng.normal(size=(3, 3, 16, 24)).astype("float32")
+    ours = jax.make_jaxpr(lambda x, k: cpu_conv.conv(x, k, 0, 2))(x, kernel)
+    assert any("scan" in str(e.primitive) for e in ours.eqns) or "scan" in str(ours)
+    assert macs(ours) == 6 * convolution(28, 16, 24)
+
+    def grouped(x, k):
+        names = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(
+            x, k, (1, 1), "SAME", dimension_numbers=names, feature_group_count=4
+        )
+
+    assert macs(jax.make_jaxpr(grouped)(x, kernel[:, :, :4])) == 6 * convolution(32, 4, 24)
+
+
+def test_a_loop_of_unknown_length_is_refused():
+    def body(x):
+        return lax.while_loop(lambda x: x.sum() < 3, lambda x: x @ x, x)
+
+    with pytest.raises(ValueError, match="while"):
+        macs(jax.make_jaxpr(body)(jnp.eye(3)))
+
+
+def test_forms_take_turns_and_failures_are_told():
+    order = []
+
+    def make(name):
+        def form():
+            if name == "torch.compile float32":
+                raise RuntimeError("no compiler\nand much more")
+            return timing.Form(lambda: order.append(name), 10, 1.0, None)
+
+        return form
+
+    names = timing.form_names(["float32"])
+    timed = timing.time_forms({name: make(name) for name in names}, rounds=3)
+    assert timed["torch.compile float32"] == {"error": "RuntimeError: no compiler"}
+    assert order == [
+        *["jax float32"] * 2,
+        *["torch float32"] * 2,
+        *["jax float32", "torch float32"] * 3,
+    ]
+    for name in names[:2]:
+        form = timed[name]
+        assert form["n"] == 3 and 1.0 <= form["first_steps"] < 1.5
+        low, high = form["spread"]
+        assert low <= form["images_per_second"] <= high
+
+
+def test_a_fresh_process_sees_its_environment_and_leaves_ours():
+    seen = timing.in_own_process(os.getenv, "CIFAR_JAX_PROBE", environment={"CIFAR_JAX_PROBE": "7"})
+    assert seen == "7" and "CIFAR_JAX_PROBE" not in os.environ
+
+
+def script(*arguments):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+@pytest.mark.slow
+def test_quick_benchmark_measures_both_sides(tmp_path):
+    out = tmp_path / "new" / "cpu.json"
+    done = script("scripts/benchmark.py", "--quick", "--families=resnet", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    assert result["status"] == "done" and result["settings"]["rounds"] == 2
+    assert {"device", "versions", "commit", "glibc_tunables", "data"} <= set(result)
+    (resnet,) = result["families"].values()
+    assert resnet["recipe_batch"] == 512 and "narrow" in result["data"]
+    convolutions = [(n, c if c == 3 else c // 8, f // 8) for n, c, f in RESNET]
+    assert resnet["macs"] == sum(convolution(*layer) for layer in convolutions) + 64 * 10
+    for task, passes in (("train", 3), ("evaluate", 1)):
+        forms = resnet["batches"]["32"][task]
+        assert set(forms) == {"jax float32", "torch float32"}
+        for form in forms.values():
+            low, high = form["spread"]
+            assert 0 < low <= form["images_per_second"] <= high and form["n"] == 2
+            peak = form["images_per_second"] * 2 * resnet["macs"] * passes / form["mfu"]
+            assert peak == pytest.approx(max(result["peaks"]["float32"].values()))
+    start = resnet["start"]["jax float32"]
+    assert 0 < start["first_step"]["warm"] < start["first_step"]["cold"]
+    assert set(resnet["start"]["torch float32"]["first_step"]) == {"cold"}
+    assert all(form["peak_memory"] > 0 for form in resnet["start"].values())
+    table = out.with_suffix(".md").read_text()
+    assert "| resnet, 32 | float32 | train |" in table and table in done.stdout
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--families=vgg,lenet",), "unknown 'lenet'; choose of vgg, convnet"),
+        (("--dtypes=int4",), "unknown 'int4'"),
+        (("--batch=recipe,0",), "numbers of at least 1"),
+        (("--rounds=0",), "--rounds must be at least 1"),
+        (("--device=gpu", "--quick"), "no gpu here"),
+        (("--out=/proc/nothing/x.json", "--growth"), "cannot write"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments, says):
+    done = script("scripts/benchmark.py", *arguments)
+    assert done.returncode == 2 and says in done.stderr
+    assert done.stderr.startswith("benchmark.py: ") and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_chart_has_a_panel_a_dtype_and_survives_gaps(tmp_path):
+    form = {"mfu": 0.4, "images_per_second": 100.0, "spread": [90.0, 120.0]}
+    rows = {
+        "float32": {("vgg", "32"): {"jax": form, "torch": form}, ("resnet", "512"): {"jax": form}},
+        "bfloat16": {("vgg", "32"): {"jax": form, "torch.compile": form}},
+    }
+    figure = report.draw_benchmark(rows)
+    assert [axes.get_title() for axes in figure.axes] == ["Training, float32", "Training, bfloat16"]
+    bars = [patch.get_width() for patch in figure.axes[0].patches]
+    assert bars == pytest.approx([40.0] * 3)
+    report.save({"chart": figure}, tmp_path)
+    assert (tmp_path / "chart.png").stat().st_size > 1000
