@@ -5,6 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from cifar_jax.models.layers import plain_convolutions
+
 TRAINING = 3  # passes' worth: forward, and backward with a product for inputs and one for weights
 
 
@@ -12,13 +14,13 @@ def forward_macs(model, image_shape=(32, 32, 3)):
     """Multiply-adds of the convolutions and matrix products of one image's forward pass.
 
     A MAC is two FLOPs; training takes TRAINING times as many. Counted in the jaxpr, nothing is
-    computed; the same whether a convolution is XLA's or one of matrix products. Zeros that pad an
-    image count, everything elementwise (BatchNorm, pooling, activations) does not.
+    computed. A convolution counts as such, also where Winograd's form of it takes fewer. Zeros that
+    pad an image count, everything elementwise (BatchNorm, pooling, activations) does not.
     """
-
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
-    jaxpr = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, images)
+    with plain_convolutions():
+        jaxpr = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, images)
     return macs(jaxpr)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cifar_jax import InputError
-from cifar_jax.models import MODELS, cpu_conv, create_model
+from cifar_jax.models import MODELS, cpu_conv, create_model, winograd
 from cifar_jax.models.airbench import whitening_kernel
 from cifar_jax.models.layers import BatchNorm, Conv, avg_pool, convolve, max_pool
 from cifar_jax.steps import init_state
@@ -213,30 +213,56 @@ def test_avg_pool_is_torchs(rng):
     )
 
 
-CONVOLUTIONS = [  # batch, size, channels, features, kernel, padding, dilation
-    (6, 9, 3, 8, 3, 1, 1),
-    (4, 8, 5, 7, 3, 0, 1),
-    (3, 10, 4, 6, 3, 1, 2),
-    (5, 6, 8, 3, 1, 0, 1),
-    (2, 3, 16, 16, 3, 1, 1),
+CONVOLUTIONS = [  # batch, size, channels, features, kernel, padding, dilation, groups
+    (6, 9, 3, 8, 3, 1, 1, 1),
+    (4, 8, 5, 7, 3, 0, 1, 1),
+    (3, 10, 4, 6, 3, 1, 2, 1),
+    (5, 6, 8, 3, 1, 0, 1, 1),
+    (5, 6, 8, 3, 1, 1, 1, 1),
+    (3, 6, 6, 9, 3, 1, 1, 3),
+    (2, 3, 16, 16, 3, 1, 1, 1),  # by Winograd from here on
+    (4, 8, 16, 24, 3, 0, 1, 1),
+    (6, 7, 24, 16, 3, 1, 1, 1),
+    (3, 9, 16, 16, 3, 1, 2, 1),
+    (2, 8, 18, 24, 3, 2, 3, 2),
 ]
 
 
 @pytest.mark.parametrize("shape", CONVOLUTIONS)
 def test_cpu_convolution_is_lax_conv_in_value_and_gradient(rng, shape, monkeypatch):
-    batch, size, channels, features, k, padding, dilation = shape
+    batch, size, channels, features, k, *settings = shape
     monkeypatch.setattr(cpu_conv, "BUFFER_BYTES", 40_000)  # several pieces even at these sizes
+    monkeypatch.setattr(winograd, "TILE_BYTES", 200_000)
+    monkeypatch.setattr(winograd, "KERNEL_GRADIENT_BYTES", 0)
     with jax.enable_x64(True):
         x, kernel = (
             rng.normal(size=(batch, size, size, channels)),
-            rng.normal(size=(k, k, channels, features)),
+            rng.normal(size=(k, k, channels // settings[2], features)),
         )
-        reference, vjp = jax.vjp(lambda x, w: convolve(x, w, padding, dilation), x, kernel)
-        ours, our_vjp = jax.vjp(lambda x, w: cpu_conv.conv(x, w, padding, dilation), x, kernel)
+        reference, vjp = jax.vjp(lambda x, w: convolve(x, w, *settings), x, kernel)
+        ours, our_vjp = jax.vjp(lambda x, w: cpu_conv.conv(x, w, *settings), x, kernel)
         dy = rng.normal(size=ours.shape)
         np.testing.assert_allclose(ours, reference, atol=1e-12)
         for a, b in zip(our_vjp(dy), vjp(dy), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-11)
+
+
+def test_winograd_in_float32_is_as_exact_as_xla(rng):
+    """Against float64, at the depth of resnet's layer2."""
+    x = rng.normal(size=(16, 16, 16, 128))
+    kernel, dy = rng.normal(size=(3, 3, 128, 64)), rng.normal(size=(16, 14, 14, 64))
+
+    def error(form):
+        def results(dtype):
+            out, vjp = jax.vjp(lambda x, w: form(x, w, 0), x.astype(dtype), kernel.astype(dtype))
+            return [np.asarray(v) for v in (out, *vjp(dy.astype(dtype)))]
+
+        with jax.enable_x64(True):
+            exact = results(np.float64)
+        return [abs(a - b).max() / abs(b).max() for a, b in zip(results(np.float32), exact)]
+
+    for ours, xlas in zip(error(cpu_conv.conv), error(convolve)):
+        assert ours < max(3 * xlas, 2e-6)
 
 
 @pytest.mark.parametrize("groups", [1, 3])

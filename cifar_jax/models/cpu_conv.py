@@ -1,10 +1,10 @@
 """Convolution for one CPU: matrix products over pieces of the batch that fit in the cache.
 
 XLA's CPU convolutions lose their data to memory at CIFAR shapes, most of all in the weight
-gradient. Here each
-piece of a few images is unrolled to [pixels, k * k * C] (im2col) and multiplied; the gradients are
-matrix products
-too. Equal to lax.conv_general_dilated up to rounding (tested in value and gradient).
+gradient. Here 3 x 3 kernels go through Winograd's transform where there are channels enough;
+otherwise each piece of a few images is unrolled to [pixels, k * k * C] (im2col) and multiplied. The
+gradients are matrix products too. Equal to lax.conv_general_dilated up to rounding (tested in value
+and gradient).
 """
 
 import functools
@@ -13,99 +13,134 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cifar_jax.models import winograd
+from cifar_jax.models.winograd import over_pieces, pieces, split
+
 BUFFER_BYTES = (
     5 << 20
-)  # of one unrolled piece; larger ones fall out of the cache (measured at 2 to 40 MiB)
+)  # of one unrolled piece; larger ones leave the cache (measured at 2 to 40 MiB)
+FEWEST = 16  # channels on both sides from which Winograd's transforms pay
 
 
-def _pieces(batch, height, width, depth, itemsize):
-    """Images a piece: the largest divisor of the batch whose unrolled buffer stays within
-    BUFFER_BYTES."""
-    fit = max(1, BUFFER_BYTES // (height * width * depth * itemsize))
-    return max(n for n in range(1, batch + 1) if batch % n == 0 and n <= fit)
+def conv(x, kernel, padding, dilation=1, groups=1):
+    """Stride-1 convolution: x [B, H, W, C], kernel [k, k, C / groups, O] -> [B, H', W', O]; zeros
+    outside the image."""
+    if groups > 1:
+        kernel = _block_diagonal(kernel, groups)
+    if kernel.shape[0] == 1 and not padding:
+        return x @ kernel[0, 0]
+    if dilation > 1:
+        return _dilated(x, kernel, padding, dilation)
+    return _conv(x, kernel, padding)
 
 
-def _split(x, n):
-    return x.reshape(-1, n, *x.shape[1:])
+def _block_diagonal(kernel, groups):
+    """A grouped kernel as one of all channels; the zeros cost less than small products do."""
+    k, _, channels, features = kernel.shape
+    blocks = kernel.reshape(k, k, channels, groups, features // groups)
+    eye = jnp.eye(groups, dtype=kernel.dtype)
+    full = jnp.einsum("ijcgf,hg->ijhcgf", blocks, eye)
+    return full.reshape(k, k, groups * channels, features)
 
 
-def _unroll(x, k, padding, dilation, height, width):
-    """Patches of [n, H, W, C] as [n * height * width, k * k * C]."""
-    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    shifts = [(i * dilation, j * dilation) for i in range(k) for j in range(k)]
-    patches = jnp.concatenate([x[:, i : i + height, j : j + width] for i, j in shifts], -1)
-    return lax.optimization_barrier(
-        patches.reshape(-1, patches.shape[-1])
-    )  # else fused into the product: slow
+def _dilated(x, kernel, padding, dilation):
+    """A dilated kernel sees each phase of the pixel grid by itself: the phases become images."""
+    batch, height, width, channels = x.shape
+    k, _, _, features = kernel.shape
+    out = [size + 2 * padding - dilation * (k - 1) for size in (height, width)]
+    whole = [-(-(size + 2 * padding) // dilation) for size in (height, width)]
+    margin = [
+        (padding, n * dilation - size - padding)
+        for n, size in zip(whole, (height, width), strict=True)
+    ]
+    x = jnp.pad(x, ((0, 0), *margin, (0, 0)))
+    x = x.reshape(batch, whole[0], dilation, whole[1], dilation, channels)
+    x = x.transpose(0, 2, 4, 1, 3, 5).reshape(-1, *whole, channels)
+    y = _conv(x, kernel, 0)
+    rows, columns = y.shape[1:3]
+    y = y.reshape(batch, dilation, dilation, rows, columns, features).transpose(0, 3, 1, 4, 2, 5)
+    y = y.reshape(batch, rows * dilation, columns * dilation, features)
+    return y[:, : out[0], : out[1]]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def conv(x, kernel, padding, dilation):
-    """Stride-1 convolution: x [B, H, W, C], kernel [k, k, C, O] -> [B, H', W', O]; zeros outside
-    the image."""
-    (batch, height, width, channels), (k, _, _, features) = x.shape, kernel.shape
-    height, width = (size + 2 * padding - dilation * (k - 1) for size in (height, width))
+def _by_winograd(kernel):
+    return kernel.shape[0] == 3 and min(kernel.shape[2:]) >= FEWEST
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv(x, kernel, padding):
+    if _by_winograd(kernel):
+        return winograd.convolve(x, kernel, padding)
+    k, _, channels, features = kernel.shape
+    height, width = (size + 2 * padding - (k - 1) for size in x.shape[1:3])
     matrix = kernel.reshape(-1, features)
-    n = _pieces(batch, height, width, k * k * channels, x.dtype.itemsize)
 
     def piece(x):
-        return (_unroll(x, k, padding, dilation, height, width) @ matrix).reshape(
-            n, height, width, features
-        )
+        out = _unroll(x, k, padding, height, width) @ matrix
+        return out.reshape(-1, height, width, features)
 
-    return lax.map(piece, _split(x, n)).reshape(batch, height, width, features)
-
-
-def _forward(x, kernel, padding, dilation):
-    return conv(x, kernel, padding, dilation), (x, kernel)
+    n = pieces(len(x), height * width * k * k * channels * x.dtype.itemsize, BUFFER_BYTES)
+    return over_pieces(piece, n, x)
 
 
-def _backward(padding, dilation, residuals, dy):
+def _forward(x, kernel, padding):
+    return _conv(x, kernel, padding), (x, kernel)
+
+
+def _backward(padding, residuals, dy):
     x, kernel = residuals
-    return _input_gradient(dy, kernel, padding, dilation, x.shape), _kernel_gradient(
-        x, dy, kernel, padding, dilation
-    )
+    if _by_winograd(kernel):
+        dx = winograd.input_gradient(dy, kernel, padding)
+        return dx, winograd.kernel_gradient(x, dy, padding).astype(kernel.dtype)
+    return _input_gradient(dy, kernel, padding, x.shape), _kernel_gradient(x, dy, kernel, padding)
 
 
-def _kernel_gradient(x, dy, kernel, padding, dilation):
-    batch, height, width, features = dy.shape
-    k = kernel.shape[0]
-    n = _pieces(batch, height, width, k * k * x.shape[-1], x.dtype.itemsize)
+_conv.defvjp(_forward, _backward)
+
+
+def _unroll(x, k, padding, height, width):
+    """Patches of [n, H, W, C] as [n * height * width, k * k * C], made before their product: fused
+    into it, they are slow."""
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    patches = [x[:, i : i + height, j : j + width] for i in range(k) for j in range(k)]
+    patches = jnp.concatenate(patches, -1)
+    return lax.optimization_barrier(patches.reshape(-1, patches.shape[-1]))
+
+
+def _kernel_gradient(x, dy, kernel, padding):
+    _, height, width, features = dy.shape
+    k, _, channels, _ = kernel.shape
+    n = pieces(len(x), height * width * k * k * channels * x.dtype.itemsize, BUFFER_BYTES)
     wide = jnp.promote_types(x.dtype, jnp.float32)  # sums of many pieces
 
-    def add(total, piece):
-        x, dy = piece
-        patches = _unroll(x, k, padding, dilation, height, width)
+    def add(total, parts):
+        x, dy = parts
+        patches = _unroll(x, k, padding, height, width)
         product = jnp.dot(patches.T, dy.reshape(-1, features), preferred_element_type=wide)
         return total + product, None
 
-    zero = jnp.zeros((k * k * x.shape[-1], features), wide)
-    total, _ = lax.scan(add, zero, (_split(x, n), _split(dy, n)))
+    zero = jnp.zeros((k * k * channels, features), wide)
+    total, _ = lax.scan(add, zero, (split(x, n), split(dy, n)))
     return total.reshape(kernel.shape).astype(kernel.dtype)
 
 
-def _input_gradient(dy, kernel, padding, dilation, shape):
+def _input_gradient(dy, kernel, padding, shape):
     """One product for all k * k shifts, then the shifted sums."""
-    batch, height, width, features = dy.shape
-    k, channels = kernel.shape[0], kernel.shape[2]
+    _, height, width, features = dy.shape
+    k, _, channels, _ = kernel.shape
     matrix = kernel.reshape(-1, features).T
-    span = dilation * (k - 1)
-    n = _pieces(batch, height, width, k * k * channels, dy.dtype.itemsize)
     wide = jnp.promote_types(dy.dtype, jnp.float32)
 
     def piece(dy):
         parts = lax.optimization_barrier(dy.reshape(-1, features) @ matrix)
-        parts = parts.reshape(n, height, width, k * k, channels)
+        parts = parts.reshape(-1, height, width, k * k, channels)
         total = 0
         for i in range(k):
             for j in range(k):
-                down, right = i * dilation, j * dilation
-                margin = ((0, 0), (down, span - down), (right, span - right), (0, 0))
+                margin = ((0, 0), (i, k - 1 - i), (j, k - 1 - j), (0, 0))
                 total = total + jnp.pad(parts[:, :, :, i * k + j].astype(wide), margin)
         total = total[:, padding : padding + shape[1], padding : padding + shape[2]]
         return total.astype(dy.dtype)
 
-    return lax.map(piece, _split(dy, n)).reshape(shape)
-
-
-conv.defvjp(_forward, _backward)
+    n = pieces(len(dy), height * width * k * k * channels * dy.dtype.itemsize, BUFFER_BYTES)
+    return over_pieces(piece, n, dy)

@@ -3,6 +3,8 @@
 Parameters and running statistics are float32 whatever the compute dtype is (float64 stays float64).
 """
 
+import contextlib
+import contextvars
 import functools
 
 import flax.linen as nn
@@ -45,14 +47,28 @@ def per_channel(vector, x):
     return vector.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
+_plain = contextvars.ContextVar("plain", default=False)
+
+
+@contextlib.contextmanager
+def plain_convolutions():
+    """While entered, `convolve` traces XLA's own convolution on every backend (to count FLOPs)."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
+
+
 def convolve(x, kernel, padding, dilation=1, groups=1):
     """Stride-1 convolution of x [B, H, W, C] with kernel [k, k, C / groups, O].
 
     The one place where the form depends on the backend: on a single CPU device, cpu_conv;
     elsewhere XLA's own.
     """
-    if groups == 1 and jax.default_backend() == "cpu" and jax.device_count() == 1:
-        return cpu_conv.conv(x, kernel, padding, dilation)
+    one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
+    if one_cpu and not _plain.get():
+        return cpu_conv.conv(x, kernel, padding, dilation, groups)
     return lax.conv_general_dilated(
         x,
         kernel,
