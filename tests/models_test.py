@@ -220,7 +220,9 @@ CONVOLUTIONS = [  # batch, size, channels, features, kernel, padding, dilation, 
     (5, 6, 8, 3, 1, 0, 1, 1),
     (5, 6, 8, 3, 1, 1, 1, 1),
     (3, 6, 6, 9, 3, 1, 1, 3),
-    (2, 3, 16, 16, 3, 1, 1, 1),  # by Winograd from here on
+    (2, 3, 16, 24, 3, 1, 1, 1),  # by shifts
+    (2, 2, 16, 16, 3, 1, 1, 1),
+    (2, 3, 16, 16, 3, 2, 1, 1),  # by Winograd from here on
     (4, 8, 16, 24, 3, 0, 1, 1),
     (6, 7, 24, 16, 3, 1, 1, 1),
     (3, 9, 16, 16, 3, 1, 2, 1),

@@ -67,8 +67,15 @@ def _by_winograd(kernel):
     return kernel.shape[0] == 3 and min(kernel.shape[2:]) >= FEWEST
 
 
+def _by_shifts(x, kernel, padding):
+    """Whether so much of what the kernel sees is padding that leaving it out saves the most."""
+    return _by_winograd(kernel) and padding == 1 and max(x.shape[1:3]) <= 3
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv(x, kernel, padding):
+    if _by_shifts(x, kernel, padding):
+        return _shifted_sum(x, kernel)
     if _by_winograd(kernel):
         return winograd.convolve(x, kernel, padding)
     k, _, channels, features = kernel.shape
@@ -89,6 +96,9 @@ def _forward(x, kernel, padding):
 
 def _backward(padding, residuals, dy):
     x, kernel = residuals
+    if _by_shifts(x, kernel, padding):
+        dx = _shifted_sum(dy, kernel[::-1, ::-1].transpose(0, 1, 3, 2))
+        return dx, _shifted_kernel_gradient(x, dy, kernel)
     if _by_winograd(kernel):
         dx = winograd.input_gradient(dy, kernel, padding)
         return dx, winograd.kernel_gradient(x, dy, padding).astype(kernel.dtype)
@@ -96,6 +106,46 @@ def _backward(padding, residuals, dy):
 
 
 _conv.defvjp(_forward, _backward)
+
+
+def _overlap(tap, size):
+    """(first, last + 1) of the rows that tap 0, 1 or 2 of a kernel padded by 1 sees, and of the
+    rows that they add to."""
+    first, last = max(0, tap - 1), min(size, size + tap - 1)
+    return (first, last), (first + 1 - tap, last + 1 - tap)
+
+
+def _taps(shape):
+    """For each of the 3 x 3 taps: (i, j), the window of the image seen, the window written."""
+    for i in range(3):
+        for j in range(3):
+            yield (i, j), *zip(_overlap(i, shape[0]), _overlap(j, shape[1]), strict=True)
+
+
+def _window(x, ends):
+    """A window of every image as a matrix [pixels, C]."""
+    (top, bottom), (left, right) = ends
+    return lax.optimization_barrier(x[:, top:bottom, left:right].reshape(-1, x.shape[-1]))
+
+
+def _shifted_sum(x, kernel):
+    """A product for each tap with the pixels that it sees, none with padding."""
+    batch, height, width, _ = x.shape
+    total = 0
+    for (i, j), seen, ((top, bottom), (left, right)) in _taps((height, width)):
+        part = _window(x, seen) @ kernel[i, j]
+        part = part.reshape(batch, bottom - top, right - left, -1)
+        margin = ((0, 0), (top, height - bottom), (left, width - right), (0, 0))
+        total = total + jnp.pad(part, margin)
+    return total
+
+
+def _shifted_kernel_gradient(x, dy, kernel):
+    products = [
+        jnp.dot(_window(x, seen).T, _window(dy, written))
+        for _, seen, written in _taps(x.shape[1:3])
+    ]
+    return jnp.stack(products).reshape(kernel.shape).astype(kernel.dtype)
 
 
 def _unroll(x, k, padding, height, width):
