@@ -24,7 +24,8 @@ def pieces(batch, image_bytes, limit):
 def over_pieces(piece, n, *arrays):
     """piece(*parts) for every n images of `arrays`, joined again."""
     if n == len(arrays[0]):
-        return piece(*arrays)
+        # what comes before would be computed again in each of the 16 transforms
+        return lax.optimization_barrier(piece(*lax.optimization_barrier(arrays)))
     out = lax.map(lambda parts: piece(*parts), tuple(split(x, n) for x in arrays))
     return out.reshape(-1, *out.shape[2:])
 
