@@ -28,7 +28,14 @@ from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.data import Dataset
 from cifar_jax.models import create_model
 from cifar_jax.optim import Schedules, make_lookahead, make_optimizer, make_schedules
-from cifar_jax.steps import VIEWS, count_steps, init_state, make_evaluate, make_train_step
+from cifar_jax.steps import (
+    VIEWS,
+    count_steps,
+    init_state,
+    make_evaluate,
+    make_train_step,
+    repeat,
+)
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -76,6 +83,16 @@ class Experiment:
             return init_state(key, self.model, self.tx, **kwargs)
 
         return jax.jit(init, out_shardings=self.placement)
+
+    def compile_steps(self, call, state, metrics):
+        """`call` = (number of steps, size, frozen layers) of steps.repeat, compiled for such a
+        state and its sums; donates the state."""
+        run = jax.jit(
+            repeat(self.step, *call),
+            donate_argnums=0,
+            out_shardings=(self.placement, self.placement),
+        )
+        return run.lower(state, metrics, self.train).compile()
 
     def epochs_at(self, step):
         """Epochs trained after `step` steps; at the end config.epochs, whose last may be part of

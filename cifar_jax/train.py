@@ -229,12 +229,7 @@ class Run:
             calls |= {*self.plan(step, end)}
             step += exp.steps_per_epoch - step % exp.steps_per_epoch
         for call in sorted(calls):
-            run = jax.jit(
-                repeat(exp.step, *call),
-                donate_argnums=0,
-                out_shardings=(exp.placement, exp.placement),
-            )
-            self.programs[call] = run.lower(self.state, self.metrics, exp.train).compile()
+            self.programs[call] = exp.compile_steps(call, self.state, self.metrics)
         self.compile_seconds += time.perf_counter() - start
 
     @functools.cached_property

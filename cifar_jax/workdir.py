@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import platform
+import re
 
 from cifar_jax import InputError
 
@@ -39,6 +40,11 @@ def read_json(path):
         return None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def slug(text):
+    """`text` as a file's name: lower case, letters and digits joined by '-'."""
+    return re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def writable(workdir):
