@@ -248,6 +248,7 @@ class Checkpoints:
             for bad, error in damaged:
                 print(f"{error}; set aside, going on from step {step}", file=sys.stderr)
                 _set_aside(pathlib.Path(self.manager.directory) / str(bad))
+            if damaged:
                 self.manager.reload()
             training = items["training"]
             state = state.replace(

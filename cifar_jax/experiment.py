@@ -253,8 +253,7 @@ def sample_images(train, augment, normalization, class_names, seed, columns=10):
     as uint8 numpy.
 
     by_class [C, columns, H, W, 3]; augmented [8, columns, H, W, 3], the original first;
-    augmented_names [8].
-    `normalization` (mean, std) is undone for the eye.
+    augmented_names [8]. `normalization` (mean, std) is undone for the eye.
     """
     images, labels = np.asarray(train.images), np.asarray(train.labels)
     rng = np.random.default_rng(seed)

@@ -69,8 +69,7 @@ def measure(logits, labels, loss, weight=None):
     an image out).
 
     A label's rank counts the classes with a larger logit, ties broken by the smaller class number;
-    a row with a
-    non-finite logit is a miss.
+    a row with a non-finite logit is a miss.
     """
     num_classes = logits.shape[-1]
     weight = jnp.ones(labels.shape) if weight is None else weight.astype(jnp.float32)

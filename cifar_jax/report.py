@@ -249,10 +249,8 @@ def write_report(
     else.
 
     `result` and `records` as in result.json and metrics.jsonl; confusion [C, C], logits [N, C],
-    images uint8
-    [N, H, W, 3] and labels [N] of the test split at the best checkpoint; samples as draw_samples
-    takes them;
-    learning_rate [steps]; config a nested dict.
+    images uint8 [N, H, W, 3] and labels [N] of the test split at the best checkpoint; samples as
+    draw_samples takes them; learning_rate [steps]; config a nested dict.
     """
     steps_per_epoch = result["steps"] / result["epochs"] if result["epochs"] else 1
     eval_name = "validation" if "validation" in result["dataset"]["sizes"] else "test"

@@ -123,11 +123,9 @@ class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last, as torch.nn.BatchNorm2d.
 
     flax.linen.BatchNorm keeps the biased variance in its running statistics, PyTorch the unbiased
-    one
-    (n / (n - 1)); `unbiased=False` gives Flax's. `momentum` is the share of the old running value
-    (PyTorch's 1 - momentum). Under `jit` with the batch sharded over devices the statistics are
-    those
-    of the global batch (synchronised BatchNorm). `use_scale=False` leaves the scale at 1.
+    one (n / (n - 1)); `unbiased=False` gives Flax's. `momentum` is the share of the old running
+    value (PyTorch's 1 - momentum). Under `jit` with the batch sharded over devices the statistics
+    are those of the global batch (synchronised BatchNorm). `use_scale=False` leaves the scale at 1.
     Variables: params scale, bias; batch_stats mean, var.
     """
 
@@ -166,13 +164,12 @@ class BatchNorm(nn.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def max_pool(x, size):
-    """Max over size x size windows, stride size, no padding, floor mode: [B, H, W, C] -> [B,
-    H/size, W/size, C].
+    """Max over size x size windows, stride size, no padding, floor mode: [B, H, W, C] ->
+    [B, H/size, W/size, C].
 
     Its gradient goes to the first maximum of each window in row order, as PyTorch's does, by
-    comparison with the
-    maximum instead of XLA's select-and-scatter, which is slow on CPU and GPU and not deterministic
-    on GPU.
+    comparison with the maximum instead of XLA's select-and-scatter, which is slow on CPU and GPU
+    and not deterministic on GPU.
     """
     lowest = jnp.array(-jnp.inf, x.dtype)
     return lax.reduce_window(x, lowest, lax.max, (1, size, size, 1), (1, size, size, 1), "VALID")
