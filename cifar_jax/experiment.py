@@ -1,5 +1,4 @@
-"""A config made into the pieces of a run: data on the devices, model, schedules, optimizer, step,
-evaluation.
+"""A config made into the pieces of a run: data, model, schedules, optimizer, step, evaluation.
 
 Every mode starts here; below this file nothing knows the ConfigDict.
 """
@@ -42,13 +41,12 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What a run is made of. The datasets lie whole on every device; `validation` is None unless
-    one is held out."""
+    """What a run is made of; `validation` is None unless one is held out."""
 
     config: ConfigDict
     placement: jax.sharding.Sharding  # a whole copy on every device
     class_names: tuple[str, ...]
-    train: Dataset
+    train: Dataset  # all three lie whole on every device
     validation: Dataset | None
     test: Dataset
     provenance: dict  # of the data: name, split sizes, sha256 of each split
@@ -95,8 +93,7 @@ class Experiment:
         return run.lower(state, metrics, self.train).compile()
 
     def epochs_at(self, step):
-        """Epochs trained after `step` steps; at the end config.epochs, whose last may be part of
-        one."""
+        """Epochs trained after `step` steps; config.epochs at the end, be it within an epoch."""
         if step == self.total_steps:
             return self.config.epochs
         epochs, rest = divmod(step, self.steps_per_epoch)
@@ -249,8 +246,7 @@ def restore_best(config, workdir, image_shape=(32, 32, 3)):
 
 
 def sample_images(train, augment, normalization, class_names, seed, columns=10):
-    """What report.draw_samples draws: training images by class, and a few under the augmentation,
-    as uint8 numpy.
+    """What report.draw_samples draws, uint8: images by class, and a few under the augmentation.
 
     by_class [C, columns, H, W, 3]; augmented [8, columns, H, W, 3], the original first;
     augmented_names [8]. `normalization` (mean, std) is undone for the eye.

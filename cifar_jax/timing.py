@@ -1,5 +1,4 @@
-"""How training and evaluation are timed, in JAX and in PyTorch: for --mode=compare and
-scripts/benchmark.py."""
+"""How training and evaluation are timed in JAX and PyTorch: --mode=compare, benchmark.py."""
 
 import concurrent.futures
 import contextlib
@@ -249,8 +248,7 @@ def in_own_process(function, *arguments, environment=()):
 
 
 def random_splits(sizes, classes=10, seed=0):
-    """{split: Dataset} of `sizes` ({split: images}) in random pixels: speed does not depend on
-    them."""
+    """{split: Dataset} of `sizes` ({split: images}) in random pixels, which take as long."""
     rng = np.random.default_rng(seed)
     return {
         name: Dataset(

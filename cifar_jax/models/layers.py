@@ -14,8 +14,7 @@ from cifar_jax.models import cpu_conv
 
 
 def uniform_fan_in(fan_in):
-    """Initializer U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's default for weights and biases
-    alike."""
+    """Initializer U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's for weights and biases alike."""
     bound = fan_in**-0.5
 
     def init(key, shape, dtype=jnp.float32):
@@ -25,8 +24,7 @@ def uniform_fan_in(fan_in):
 
 
 def identity_first(init):
-    """Initializer of a convolution kernel [k, k, C, O], k odd, whose first C filters pass on their
-    input.
+    """Initializer of a kernel [k, k, C, O], k odd, whose first C filters pass on their input.
 
     As torch.nn.init.dirac_ on the first C filters; the others come from `init`.
     """
@@ -65,8 +63,7 @@ def convolve(x, kernel, padding, dilation=1, groups=1):
 
 
 class Conv(nn.Module):
-    """Square stride-1 2-D convolution, as torch.nn.Conv2d: explicit symmetric padding, dilation,
-    groups.
+    """Square stride-1 convolution, as torch.nn.Conv2d: symmetric padding, dilation, groups.
 
     `identity` starts the kernel with filters that pass on their input (identity_first).
     Parameters: kernel [k, k, C / groups, features], bias [features].
@@ -101,8 +98,7 @@ class Conv(nn.Module):
 
 
 class Dense(nn.Module):
-    """Fully connected layer, as torch.nn.Linear. Parameters: kernel [in, features], bias
-    [features]."""
+    """Fully connected, as torch.nn.Linear. Parameters: kernel [in, features], bias [features]."""
 
     features: int
     use_bias: bool = True
@@ -164,8 +160,7 @@ class BatchNorm(nn.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def max_pool(x, size):
-    """Max over size x size windows, stride size, no padding, floor mode: [B, H, W, C] ->
-    [B, H/size, W/size, C].
+    """Max over size x size windows, floor mode: [B, H, W, C] -> [B, H/size, W/size, C].
 
     Its gradient goes to the first maximum of each window in row order, as PyTorch's does, by
     comparison with the maximum instead of XLA's select-and-scatter, which is slow on CPU and GPU
@@ -203,7 +198,6 @@ max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def avg_pool(x, size):
-    """Mean over size x size windows, stride size; H and W must be multiples of size: [B, H, W, C]
-    -> [B, H/size, W/size, C]."""
+    """Mean over size x size windows: [B, H, W, C], multiples of size -> [B, H/size, W/size, C]."""
     batch, height, width, channels = x.shape
     return x.reshape(batch, height // size, size, width // size, size, channels).mean((2, 4))
