@@ -1,10 +1,9 @@
 """Augmentation on the device: pure functions (key, images) -> images, batched, made to be jitted.
 
 Images are float32 [B, H, W, 3] in 0..255 until `normalize`. Each random operation draws its own
-numbers for each
-image and then calls a deterministic function (rotate, translate, ...) that the tests hold against
-Pillow, value by
-value. `make_augment` composes operations by name in the order given.
+numbers for each image and then calls a deterministic function (rotate, translate, ...) that the
+tests hold against Pillow, value by value. `make_augment` composes operations by name in the order
+given.
 """
 
 import jax
@@ -32,8 +31,7 @@ def _window(padded, top, left, height, width):
 
 
 def _gather(images, ys, xs, fill):
-    """Pixels at integer positions ys, xs [B, H, W]; `fill` (scalar or per channel) outside the
-    image."""
+    """Pixels at integer positions ys, xs [B, H, W]; outside the image `fill` (also by channel)."""
     batch, height, width, channels = images.shape
     inside = (ys >= 0) & (ys < height) & (xs >= 0) & (xs < width)
     index = jnp.clip(ys, 0, height - 1) * width + jnp.clip(xs, 0, width - 1)
@@ -57,8 +55,7 @@ def flip(images, mask):
 
 
 def rotate(images, degrees, fill=0.0):
-    """Rotate counter-clockwise by degrees [B] about the centre, nearest neighbour (Pillow's
-    Image.rotate)."""
+    """Rotate counter-clockwise by degrees [B], nearest neighbour (Pillow's Image.rotate)."""
     ys, xs = (grid[None] for grid in _centred_grid(*images.shape[1:3]))
     angle = jnp.deg2rad(degrees)[:, None, None]
     sin, cos = jnp.sin(angle), jnp.cos(angle)
@@ -74,8 +71,7 @@ def translate(images, dy, dx, limit):
 
 
 def shift_scale_rotate(images, degrees, scale, dy, dx, fill=0.0):
-    """Scale and rotate counter-clockwise about the centre, then shift by dy, dx pixels; all [B];
-    bilinear, rounded.
+    """Scale, rotate counter-clockwise, shift by dy, dx pixels; all [B]; bilinear, rounded.
 
     OpenCV's warpAffine on uint8 images with the matrix of getRotationMatrix2D (Albumentations'
     ShiftScaleRotate).
@@ -97,8 +93,7 @@ def shift_scale_rotate(images, degrees, scale, dy, dx, fill=0.0):
 
 
 def cut_hole(images, top, left, height, width, mask, fill):
-    """Fill the rectangle at (top, left) of size (height, width), all int [B], where mask [B] is
-    true."""
+    """Fill the rectangle at (top, left) of size (height, width), int [B], where mask [B]."""
     rows, columns = jnp.arange(images.shape[1])[None], jnp.arange(images.shape[2])[None]
     in_rows = (rows >= top[:, None]) & (rows < (top + height)[:, None])
     in_columns = (columns >= left[:, None]) & (columns < (left + width)[:, None])
@@ -111,15 +106,13 @@ def cut_hole(images, top, left, height, width, mask, fill):
 
 
 def _blend(degenerate, images, factor, uint8):
-    """degenerate + factor * (images - degenerate) in 0..255; cut to whole numbers as Pillow does
-    if uint8."""
+    """degenerate + factor * (images - degenerate) in 0..255; if uint8 cut as Pillow does."""
     mixed = degenerate + factor[:, None, None, None] * (images - degenerate)
     return jnp.clip(jnp.floor(mixed) if uint8 else mixed, 0.0, 255.0)
 
 
 def _grey(images, uint8):
-    """Luma [B, H, W, 1]; with uint8 Pillow's fixed-point 'L' conversion, else torchvision's for
-    tensors."""
+    """Luma [B, H, W, 1]; with uint8 Pillow's fixed-point 'L', else torchvision's for tensors."""
     if uint8:
         r, g, b = (images[..., i].astype(jnp.int32) for i in range(3))
         return ((r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16).astype(images.dtype)[..., None]
@@ -182,14 +175,13 @@ def adjust_hue(images, shift, uint8=True):
 
 
 def adjust_brightness_contrast(images, contrast, brightness):
-    """images * contrast + 255 * brightness, both [B], cut to whole numbers (Albumentations on
-    uint8 images)."""
+    """images * contrast + 255 * brightness, both [B], cut to whole numbers (Albumentations)."""
     mixed = images * contrast[:, None, None, None] + 255.0 * brightness[:, None, None, None]
     return jnp.floor(jnp.clip(mixed, 0.0, 255.0))
 
 
-# ------------------------------------------------------------------------------------------ random
-# operations
+# ------------------------------------------------------------------------------------------------
+# random operations
 
 
 def normalize(key, images, *, mean, std):
@@ -206,9 +198,8 @@ def random_flip(key, images, *, p=0.5):
 def random_crop(key, images, *, padding, mode="constant"):
     """Pad every side, then cut the original size at a uniform integer offset 0..2 * padding.
 
-    Modes: 'constant' (zeros), 'reflect' = 'reflect_101' (the edge pixel not repeated:
-    torchvision's 'reflect'
-    and OpenCV's BORDER_REFLECT_101), 'symmetric' (the edge pixel repeated).
+    Modes: 'constant' (zeros), 'reflect' = 'reflect_101' (the edge pixel not repeated: torchvision's
+    'reflect' and OpenCV's BORDER_REFLECT_101), 'symmetric' (the edge pixel repeated).
     """
     mode = {"reflect_101": "reflect"}.get(mode, mode)
     if mode not in ("constant", "reflect", "symmetric"):
@@ -221,14 +212,12 @@ def random_crop(key, images, *, padding, mode="constant"):
 
 
 def random_rotation(key, images, *, degrees):
-    """Rotate by U(-degrees, degrees), nearest neighbour, black outside (torchvision's
-    RandomRotation)."""
+    """Rotate by U(-degrees, degrees), black outside (torchvision's RandomRotation)."""
     return rotate(images, random.uniform(key, images.shape[:1], minval=-degrees, maxval=degrees))
 
 
 def random_translation(key, images, *, fraction):
-    """Move by round(U(-fraction, fraction) * size) whole pixels an axis, black outside
-    (torchvision's RandomAffine)."""
+    """Move by round(U(-fraction, fraction) * size) pixels an axis (torchvision's RandomAffine)."""
     height, width = images.shape[1:3]
     limit = round(fraction * max(height, width))
     span = fraction * jnp.array([[height], [width]], jnp.float32)
@@ -238,8 +227,8 @@ def random_translation(key, images, *, fraction):
 
 
 def random_shift_scale_rotate(key, images, *, shift, scale, degrees, fill=0.0, p=0.5):
-    """With probability p: zoom by U(*scale), rotate by U(-degrees, degrees), shift by U(-shift,
-    shift) of the size."""
+    """With probability p: zoom by U(*scale), rotate by U(-degrees, degrees), shift by
+    U(-shift, shift) of the size."""
     draw, batch = random.split(key, 4), images.shape[:1]
     angle = random.uniform(draw[0], batch, minval=-degrees, maxval=degrees)
     zoom = random.uniform(draw[1], batch, minval=scale[0], maxval=scale[1])
@@ -251,8 +240,7 @@ def random_shift_scale_rotate(key, images, *, shift, scale, degrees, fill=0.0, p
 
 
 def color_jitter(key, images, *, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, uint8=True):
-    """Brightness, contrast, saturation by U(1 - v, 1 + v), hue by U(-v, v), in random order for
-    each image.
+    """Brightness, contrast, saturation by U(1 - v, 1 + v), hue by U(-v, v), in an order by image.
 
     torchvision's ColorJitter: with uint8 as it acts on Pillow images, without as on float tensors.
     0 leaves one out.
@@ -280,8 +268,8 @@ def color_jitter(key, images, *, brightness=0.0, contrast=0.0, saturation=0.0, h
 
 
 def random_brightness_contrast(key, images, *, brightness=0.2, contrast=0.2, p=0.2):
-    """With probability p: images * (1 + U(-contrast, contrast)) + 255 * U(-brightness, brightness)
-    (Albumentations)."""
+    """With probability p contrast by 1 + U(-contrast, contrast), brightness by U(-brightness,
+    brightness) of the whole range (Albumentations)."""
     draw, batch = random.split(key, 3), images.shape[:1]
     gain = 1.0 + random.uniform(draw[0], batch, minval=-contrast, maxval=contrast)
     offset = random.uniform(draw[1], batch, minval=-brightness, maxval=brightness)
@@ -290,8 +278,7 @@ def random_brightness_contrast(key, images, *, brightness=0.2, contrast=0.2, p=0
 
 
 def coarse_dropout(key, images, *, min_size, max_size, fill=0.0, p=0.5):
-    """With probability p: one hole, height and width each uniform in min_size..max_size, wholly
-    inside the image."""
+    """With probability p: one hole within the image, its sides each in min_size..max_size."""
     draw, batch = random.split(key, 3), images.shape[:1]
     height, width = random.randint(draw[0], (2, *batch), min_size, max_size + 1)
     place = random.uniform(draw[1], (2, *batch))
@@ -320,8 +307,8 @@ def make_augment(*, ops, **params):
     """Compose OPERATIONS in the order of `ops`; params[name] holds each one's keywords.
 
     Returns augment(key, images u8 or float [B, H, W, 3] in 0..255) -> float32 images. Each
-    operation gets its own key,
-    folded from its place in the order. Raises InputError for an unknown operation.
+    operation gets its own key, folded from its place in the order. Raises InputError for an unknown
+    operation.
     """
     unknown = [name for name in ops if name not in OPERATIONS]
     if unknown:

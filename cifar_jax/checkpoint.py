@@ -1,5 +1,4 @@
-"""Checkpoints of a run: the best evaluation loss and the latest, with Orbax. The only file that
-says orbax.
+"""Checkpoints of a run, the best evaluation loss and the latest: the only file that says orbax.
 
 A checkpoint is three items: `model` (params, batch_stats: all that evaluation needs), `training`
 (step, optimizer state, key, the sums of the epoch under way, lookahead's weights), `meta` (JSON).
@@ -107,8 +106,7 @@ def _training(state, epoch_metrics):
 
 
 class Checkpoints:
-    """The checkpoints of one run, by global step. Saving is asynchronous: use it as a context
-    manager.
+    """The checkpoints of one run, by global step; a context manager, for saving is asynchronous.
 
     Every restored array gets `sharding`, so a run may move to another number of devices.
     `read_only` for looking at a run that may be alive: nothing in the directory is touched.
@@ -248,6 +246,7 @@ class Checkpoints:
             for bad, error in damaged:
                 print(f"{error}; set aside, going on from step {step}", file=sys.stderr)
                 _set_aside(pathlib.Path(self.manager.directory) / str(bad))
+            if damaged:
                 self.manager.reload()
             training = items["training"]
             state = state.replace(

@@ -12,7 +12,8 @@ from cifar_jax import InputError, report, timing
 from cifar_jax import workdir as files
 from cifar_jax.exchange import load_torch_twin
 from cifar_jax.experiment import environment, make_experiment
-from cifar_jax.steps import make_predict, repeat
+from cifar_jax.metrics import interval
+from cifar_jax.steps import make_predict
 from cifar_jax.timing import Sides
 
 EVAL_BATCH = 500
@@ -96,6 +97,7 @@ class Pairs:
         normalize = jax.jit(exp.normalize)
         key = jax.random.key(0)
         self.images = in_parts(lambda images: normalize(key, images), exp.test.images[:count])
+        self.train_jax = jax.jit(exp.step, static_argnums=(2, 3))
         self.predict_jax = jax.jit(make_predict(exp.model, transform=lambda key, x: x))
 
     def train_pair(self, seed):
@@ -110,13 +112,10 @@ class Pairs:
             **self.measure(self.torch_logits(recipe.twin)),
         }
         print(f"seed {seed}: PyTorch {theirs['accuracy']:.2f} %", flush=True)
-        state, programs, sums = start, {}, []
-        step = exp.step
+        state, sums = start, []
         for t in range(self.steps):
-            size = self.sides.size(t)
-            if size not in programs:
-                programs[size] = jax.jit(repeat(step, 1, size))
-            state, metrics = programs[size](state, self.sides.no_metrics, exp.train)
+            size, frozen = self.sides.size(t), exp.schedules.frozen(t)
+            state, metrics = self.train_jax(state, exp.train, size, frozen)
             sums.append(metrics)
         losses = [float(m.loss) / float(m.count) for m in jax.device_get(sums)]
         logits = self.jax_logits(state)
@@ -176,22 +175,13 @@ def summarize(runs):
     paired difference JAX - PyTorch, with the paired t-test's p-value; None where n = 1."""
     values = {side: np.array([run[side]["accuracy"] for run in runs]) for side in SIDES}
     values["difference"] = values["jax"] - values["torch"]
-    summary = {name: _interval(x) for name, x in values.items()}
+    summary = {name: interval(x) for name, x in values.items()}
     difference = summary["difference"]
     difference["p_value"] = None
     if len(runs) > 1 and difference["sd"] > 0:
         t = difference["mean"] / (difference["sd"] / len(runs) ** 0.5)
         difference["p_value"] = float(2 * stats.t.sf(abs(t), len(runs) - 1))
     return summary
-
-
-def _interval(x):
-    n = len(x)
-    sd = float(x.std(ddof=1)) if n > 1 else None
-    half = float(stats.t.ppf(0.975, n - 1)) * sd / n**0.5 if n > 1 else None
-    mean = float(x.mean())
-    interval = [mean - half, mean + half] if n > 1 else None
-    return {"n": n, "mean": mean, "sd": sd, "interval": interval}
 
 
 def markdown(comparisons):

@@ -2,10 +2,8 @@
 from its home.
 
 Every official file is checked against its md5 before anything in it is interpreted; archives are
-read member by
-member and never extracted; pickles go through a reader that knows only the three numpy names they
-need. Whatever the
-source, the images come in the official order.
+read member by member and never extracted; pickles go through a reader that knows only the three
+numpy names they need. Whatever the source, the images come in the official order.
 """
 
 import hashlib
@@ -60,9 +58,8 @@ SHA256 = {
     "train": "f912919bdea371136f1aa4feed6beeca728015a5f08b1899a29c932a7e30be2b",
     "test": "8193b3fbce55bec361cd1b8fd4880cb1649832dc4d6de6da1e7a21847a4843aa",
 }
-NETWORK_TIMEOUT = (
-    8.0  # seconds to get an answer from the data's home before the download is given up
-)
+# seconds to get an answer from the data's home before the download is given up
+NETWORK_TIMEOUT = 8.0
 
 
 class Dataset(struct.PyTreeNode):
@@ -79,9 +76,8 @@ def load(name, data_dir, split):
     """The `split` ('train' or 'test') of 'cifar10' or 'digits' as a Dataset of numpy arrays.
 
     `data_dir` is the folder that holds CIFAR-10 in any of its forms (or that form itself), and
-    where a download goes;
-    'digits' needs none. Raises InputError, one sentence, for an unknown name or split, missing or
-    damaged data.
+    where a download goes; 'digits' needs none. Raises InputError, one sentence, for an unknown name
+    or split, missing or damaged data.
     """
     if name not in CLASS_NAMES:
         raise InputError(f"unknown dataset {name!r}; choose one of {', '.join(CLASS_NAMES)}")

@@ -1,5 +1,4 @@
-"""A config made into the pieces of a run: data on the devices, model, schedules, optimizer, step,
-evaluation.
+"""A config made into the pieces of a run: data, model, schedules, optimizer, step, evaluation.
 
 Every mode starts here; below this file nothing knows the ConfigDict.
 """
@@ -28,20 +27,26 @@ from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.data import Dataset
 from cifar_jax.models import create_model
 from cifar_jax.optim import Schedules, make_lookahead, make_optimizer, make_schedules
-from cifar_jax.steps import VIEWS, count_steps, init_state, make_evaluate, make_train_step
+from cifar_jax.steps import (
+    VIEWS,
+    count_steps,
+    init_state,
+    make_evaluate,
+    make_train_step,
+    repeat,
+)
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What a run is made of. The datasets lie whole on every device; `validation` is None unless
-    one is held out."""
+    """What a run is made of; `validation` is None unless one is held out."""
 
     config: ConfigDict
     placement: jax.sharding.Sharding  # a whole copy on every device
     class_names: tuple[str, ...]
-    train: Dataset
+    train: Dataset  # all three lie whole on every device
     validation: Dataset | None
     test: Dataset
     provenance: dict  # of the data: name, split sizes, sha256 of each split
@@ -77,9 +82,18 @@ class Experiment:
 
         return jax.jit(init, out_shardings=self.placement)
 
+    def compile_steps(self, call, state, metrics):
+        """`call` = (number of steps, size, frozen layers) of steps.repeat, compiled for such a
+        state and its sums; donates the state."""
+        run = jax.jit(
+            repeat(self.step, *call),
+            donate_argnums=0,
+            out_shardings=(self.placement, self.placement),
+        )
+        return run.lower(state, metrics, self.train).compile()
+
     def epochs_at(self, step):
-        """Epochs trained after `step` steps; at the end config.epochs, whose last may be part of
-        one."""
+        """Epochs trained after `step` steps; config.epochs at the end, be it within an epoch."""
         if step == self.total_steps:
             return self.config.epochs
         epochs, rest = divmod(step, self.steps_per_epoch)
@@ -232,12 +246,10 @@ def restore_best(config, workdir, image_shape=(32, 32, 3)):
 
 
 def sample_images(train, augment, normalization, class_names, seed, columns=10):
-    """What report.draw_samples draws: training images by class, and a few under the augmentation,
-    as uint8 numpy.
+    """What report.draw_samples draws, uint8: images by class, and a few under the augmentation.
 
     by_class [C, columns, H, W, 3]; augmented [8, columns, H, W, 3], the original first;
-    augmented_names [8].
-    `normalization` (mean, std) is undone for the eye.
+    augmented_names [8]. `normalization` (mean, std) is undone for the eye.
     """
     images, labels = np.asarray(train.images), np.asarray(train.labels)
     rng = np.random.default_rng(seed)

@@ -11,13 +11,12 @@ TOP = (1, 3, 5)
 
 
 class Metrics(struct.PyTreeNode):
-    """Sums over images: count, loss, hits [3] (top-1, top-3, top-5), confusion [C, C] (true,
-    predicted)."""
+    """Sums over images."""
 
     count: jax.Array
     loss: jax.Array
-    hits: jax.Array
-    confusion: jax.Array
+    hits: jax.Array  # [3]: top-1, top-3, top-5
+    confusion: jax.Array  # [C, C]: true, predicted
 
     @classmethod
     def zeros(cls, num_classes):
@@ -30,8 +29,7 @@ class Metrics(struct.PyTreeNode):
         return jax.tree.map(jnp.add, self, other)
 
     def summary(self):
-        """Means as floats: loss (nats an image), accuracy, top3, top5 (percent). Fetches from the
-        device."""
+        """Means, fetched as floats: loss (nats an image), accuracy, top3, top5 (percent)."""
         m = jax.device_get(self)
         top1, top3, top5 = (100.0 * float(h) / max(float(m.count), 1.0) for h in m.hits)
         return {
@@ -43,8 +41,7 @@ class Metrics(struct.PyTreeNode):
 
 
 def interval(values):
-    """n, mean, sd and 95 % interval (Student's t) of a figure over runs; sd and interval None for
-    one."""
+    """n, mean, sd and 95 % interval (Student's t) of a figure over runs; of one, only a mean."""
     x = np.asarray(values, float)
     n, mean = len(x), float(x.mean())
     if n < 2:
@@ -55,8 +52,7 @@ def interval(values):
 
 
 def per_example_loss(logits, labels, label_smoothing=0.0):
-    """Cross-entropy [B] of logits [B, C] (or log-probabilities) against labels [B], with uniform
-    label smoothing."""
+    """Cross-entropy [B] of logits or log-probabilities [B, C], with uniform label smoothing."""
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     if label_smoothing:
         uniform = -jax.nn.log_softmax(logits).mean(-1)
@@ -65,12 +61,10 @@ def per_example_loss(logits, labels, label_smoothing=0.0):
 
 
 def measure(logits, labels, loss, weight=None):
-    """Metrics of one batch: logits [B, C], labels [B], per-example loss [B], weight [B] (0 leaves
-    an image out).
+    """Metrics of a batch: logits [B, C], labels, loss and weight [B] (0 leaves an image out).
 
     A label's rank counts the classes with a larger logit, ties broken by the smaller class number;
-    a row with a
-    non-finite logit is a miss.
+    a row with a non-finite logit is a miss.
     """
     num_classes = logits.shape[-1]
     weight = jnp.ones(labels.shape) if weight is None else weight.astype(jnp.float32)

@@ -1,8 +1,7 @@
 """Learning-rate schedules and the optimizer chain, each equal to its torch.optim counterpart.
 
 A schedule maps a step (0, 1, ...) to a number. The chain's order is PyTorch's: clip, then coupled
-L2 weight decay,
-then the moments, then the learning rate.
+L2 weight decay, then the moments, then the learning rate.
 """
 
 import dataclasses
@@ -20,8 +19,7 @@ Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Schedules:
-    """What changes over a run: learning rate; optionally momentum (Adam's beta1), weight decay,
-    fresh moments.
+    """What changes over a run: learning rate; maybe momentum (Adam's beta1) and weight decay.
 
     `restarts` are the steps at which the optimizer's moments start again from zero; `freeze` holds
     the step from which a layer is trained no more, by the layer's name.
@@ -44,16 +42,14 @@ def constant(value):
 
 
 def linear_ramp(start, end, steps):
-    """From start at step 0 to end at step `steps` - 1 in equal differences (a learning-rate range
-    test)."""
+    """From start at step 0 to end at step `steps` - 1 in equal differences."""
     return lambda step: (
         start + (end - start) * jnp.minimum(jnp.asarray(step, float) / max(steps - 1, 1), 1.0)
     )
 
 
 def exponential_ramp(start, end, steps):
-    """From start at step 0 to end at step `steps` - 1 in equal ratios (a learning-rate range
-    test)."""
+    """From start at step 0 to end at step `steps` - 1 in equal ratios."""
     return lambda step: (
         start * (end / start) ** jnp.minimum(jnp.asarray(step, float) / max(steps - 1, 1), 1.0)
     )
@@ -93,8 +89,8 @@ def one_cycle(
     """The learning rate of torch.optim.lr_scheduler.OneCycleLR (two phases).
 
     From peak_lr / div_factor up to peak_lr at step pct_start * total_steps - 1 (a fraction of a
-    step is kept, as in
-    PyTorch), then down to peak_lr / div_factor / final_div_factor at step total_steps - 1.
+    step is kept, as in PyTorch), then down to peak_lr / div_factor / final_div_factor at step
+    total_steps - 1.
     """
     low = peak_lr / div_factor
     return _up_and_down(low, peak_lr, low / final_div_factor, total_steps, pct_start, anneal)
@@ -122,11 +118,10 @@ def make_schedules(*, name, total_steps, steps_per_epoch, **kwargs):
     """Schedules by name from a config section.
 
     'constant' (peak_lr); 'one_cycle' (peak_lr, pct_start, div_factor, final_div_factor, anneal,
-    momentum: (base,
-    maximum) or None); 'phases' (epochs, peak_lr, weight_decay: a value for each phase; fresh
-    moments between them);
-    'triangle' (peak_lr, pct_start, start_factor, end_factor, freeze: {layer: epochs it trains});
-    'linear_ramp' and 'exponential_ramp' (start_lr, peak_lr). Raises InputError for an unknown name.
+    momentum: (base, maximum) or None); 'phases' (epochs, peak_lr, weight_decay: a value for each
+    phase; fresh moments between them); 'triangle' (peak_lr, pct_start, start_factor, end_factor,
+    freeze: {layer: epochs it trains}); 'linear_ramp' and 'exponential_ramp' (start_lr, peak_lr).
+    Raises InputError for an unknown name.
     """
     if name == "constant":
         return Schedules(constant(kwargs["peak_lr"]))
@@ -215,8 +210,8 @@ def scale_norm_biases(factor):
 def make_lookahead(*, total_steps, every, decay, power):
     """Lookahead over a whole run: lookahead(slow, fast, step) -> (slow, fast), after step 1, 2, ...
 
-    Every `every` steps slow <- s * slow + (1 - s) * fast with s = decay ** every *
-    (step / total_steps) ** power, and fast <- slow; at the end fast <- slow (cifar10-airbench).
+    Every `every` steps slow <- s * slow + (1 - s) * fast and fast <- slow, where
+    s = decay ** every * (step / total_steps) ** power; at the end fast <- slow (cifar10-airbench).
     """
 
     def lookahead(slow, fast, step):
@@ -247,16 +242,13 @@ def make_optimizer(
     b2=0.999,
     eps=1e-8,
 ):
-    """The optax chain of 'sgd', 'adam' (weight decay coupled: L2 added to the gradient) or 'adamw'
-    (decoupled).
+    """The optax chain of 'sgd', 'adam' (weight decay is L2 in the gradient) or 'adamw' (decoupled).
 
     `schedule` is a Schedules or a plain learning-rate schedule; where it has a momentum or
-    weight-decay schedule that
-    one takes the place of `momentum`/`b1` or `weight_decay`. Clipping acts on the loss gradient
-    alone, before L2:
-    `clip_value` element by element, `clip_norm` by global norm. `norm_bias_factor` (sgd): how many
-    times larger the learning rate of BatchNorm's biases is; their decay a step is the others'.
-    Raises InputError for an unknown name.
+    weight-decay schedule that one takes the place of `momentum`/`b1` or `weight_decay`. Clipping
+    acts on the loss gradient alone, before L2: `clip_value` element by element, `clip_norm` by
+    global norm. `norm_bias_factor` (sgd): how many times larger the learning rate of BatchNorm's
+    biases is; their decay a step is the others'. Raises InputError for an unknown name.
     """
     if not isinstance(schedule, Schedules):
         schedule = Schedules(schedule)

@@ -11,8 +11,7 @@ from cifar_jax.workdir import writable
 
 
 def summarize(model, image_shape):
-    """([(name, output shape without the batch, parameters)] of the layers in call order, the total
-    of parameters)."""
+    """([(name, output shape without the batch, parameters)] in call order, all parameters)."""
     outputs = []
 
     def record(call, args, kwargs, context):

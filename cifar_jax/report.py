@@ -35,8 +35,7 @@ def _figure(width, height):
 
 
 def draw_curves(records, learning_rate, steps_per_epoch, eval_name="test"):
-    """Loss, accuracy and learning rate against the epoch; `records` as in metrics.jsonl,
-    learning_rate [steps]."""
+    """Loss, accuracy, learning_rate [steps] against the epoch; `records` as in metrics.jsonl."""
     figure = _figure(10, 3.2)
     left, middle, right = figure.subplots(1, 3)
     epochs = [r["epoch"] for r in records]
@@ -100,8 +99,7 @@ def draw_per_class(per_class):
 
 
 def draw_confusion(confusion, class_names):
-    """Counts of true (rows) against predicted (columns) classes; mistakes are coloured on their
-    own scale."""
+    """Counts of true (rows) by predicted (columns) classes; mistakes have a colour scale."""
     figure = _figure(6.6, 5.8)
     axes = figure.subplots()
     confusion = np.asarray(confusion)
@@ -132,8 +130,7 @@ def draw_confusion(confusion, class_names):
 
 
 def draw_mistakes(images, labels, logits, class_names, rows=4, columns=6):
-    """The wrongly classified images of which the model was most certain, with true and predicted
-    names."""
+    """The images of whose wrong class the model was most certain, with both names."""
     probabilities = np.exp(logits - logits.max(-1, keepdims=True))
     probabilities /= probabilities.sum(-1, keepdims=True)
     predicted = probabilities.argmax(-1)
@@ -206,8 +203,7 @@ def draw_counts(counts, class_names):
 
 
 def draw_samples(samples, class_names):
-    """{name: figure} of the sample grid (a row a class) and the augmented grid (the original
-    first)."""
+    """{name: figure} of the sample grid (a row a class) and the augmented (original first)."""
     augmented = samples["augmented"]
     columns = ["original", *[""] * (augmented.shape[1] - 1)]
     return {
@@ -245,14 +241,11 @@ def write_report(
     learning_rate,
     config,
 ):
-    """Draw a run: folder/*.png and folder/index.html, which holds all pictures and needs nothing
-    else.
+    """Draw a run: folder/*.png and folder/index.html, which holds all the pictures itself.
 
     `result` and `records` as in result.json and metrics.jsonl; confusion [C, C], logits [N, C],
-    images uint8
-    [N, H, W, 3] and labels [N] of the test split at the best checkpoint; samples as draw_samples
-    takes them;
-    learning_rate [steps]; config a nested dict.
+    images uint8 [N, H, W, 3] and labels [N] of the test split at the best checkpoint; samples as
+    draw_samples takes them; learning_rate [steps]; config a nested dict.
     """
     steps_per_epoch = result["steps"] / result["epochs"] if result["epochs"] else 1
     eval_name = "validation" if "validation" in result["dataset"]["sizes"] else "test"

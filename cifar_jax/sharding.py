@@ -33,8 +33,7 @@ def make_shard_batch(mesh):
 
 
 def check_batch_size(batch_size, mesh):
-    """Raise InputError if the global batch does not divide over the devices, naming the nearest
-    sizes that do."""
+    """InputError if the batch does not divide over the devices, with the nearest sizes that do."""
     n = mesh.size
     if batch_size % n:
         below, above = batch_size // n * n, (batch_size // n + 1) * n

@@ -1,5 +1,4 @@
-"""The experiment as pure functions: TrainState, one training step, one evaluation. No I/O, no
-config object."""
+"""The experiment as pure functions: TrainState, one training step, one evaluation; no I/O."""
 
 import jax
 import jax.numpy as jnp
@@ -42,13 +41,11 @@ def init_state(key, model, tx, image_shape=(32, 32, 3), images=None, lookahead=F
 
 
 def shuffled(key, positions, n):
-    """Which example stands at each of `positions` (int32, modulo n) of a random order of n
-    examples.
+    """Which example stands at each of `positions` (int32, modulo n) of a random order of n.
 
-    A Feistel network of four rounds on the next even power of two, walked until the result is
-    below n: a
-    pseudo-random permutation that costs the batch's size, not n, so that a step needs no stored
-    order.
+    A Feistel network of four rounds on the next even power of two, walked until the result is below
+    n: a pseudo-random permutation that costs the batch's size, not n, so that a step needs no
+    stored order.
     """
     bits = max(1, -(-(n - 1).bit_length() // 2))  # of each half
     mask = jnp.uint32((1 << bits) - 1)
@@ -57,9 +54,8 @@ def shuffled(key, positions, n):
     def encrypt(value):
         left, right = value >> bits, value & mask
         for i in range(4):
-            mixed = (
-                right * jnp.uint32(0x9E3779B1) + round_keys[i]
-            )  # a 32-bit finaliser (murmur3) as round function
+            # a 32-bit finaliser (murmur3) as round function
+            mixed = right * jnp.uint32(0x9E3779B1) + round_keys[i]
             mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
             mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
             left, right = right, left ^ ((mixed ^ (mixed >> 16)) & mask)
@@ -127,8 +123,7 @@ def make_train_step(
     lookahead=None,
     **batching,
 ):
-    """One optimizer step as a pure function: step(state, dataset, size=batch_size, frozen=()) ->
-    (state, Metrics).
+    """One optimizer step, pure: step(state, dataset, size=..., frozen=()) -> (state, Metrics).
 
     It trains on the batch of its step of make_batches(**batching); dropout follows from (state.key,
     step) too. `reduction` of the loss is 'mean' or 'sum' over the batch. `lookahead`: see
@@ -169,12 +164,11 @@ def make_train_step(
 
 
 def repeat(step, num_steps, size, frozen=()):
-    """`num_steps` consecutive steps of `size` examples as one call: run(state, metrics, dataset)
-    -> (state, metrics).
+    """`num_steps` steps as one call: run(state, metrics, dataset) -> (state, metrics).
 
-    Adds to `metrics`. More than one step becomes a scan: fast on accelerators; on CPU XLA's
-    convolution gradients are
-    about 25 times slower inside a loop (measured), so run one step a call there.
+    Each is of `size` examples; their Metrics are added to `metrics`. More than one step becomes a
+    scan: fast on accelerators; on CPU XLA's convolution gradients are about 25 times slower inside
+    a loop (measured), so run one step a call there.
     """
 
     def body(carry, dataset):
@@ -228,13 +222,11 @@ def average_views(predict, images, tta):
 
 
 def make_evaluate(model, *, batch_size, transform, tta="none", shard=lambda batch: batch):
-    """evaluate(state, dataset) -> (Metrics, logits [N, num_classes]); every image counts once at
-    any batch size.
+    """evaluate(state, dataset) -> (Metrics, logits [N, num_classes]); each image counts once.
 
     The last batch is filled up and its surplus masked out. `transform(key, u8 images)` normalises;
-    where it is random
-    (an augmented test, as system 004's) it follows from (state.key, step). `tta`: the views of an
-    image, see average_views.
+    where it is random (an augmented test, as system 004's) it follows from (state.key, step).
+    `tta`: the views of an image, see average_views.
     """
     predict = make_predict(model, transform=transform, tta=tta)
 

@@ -1,5 +1,4 @@
-"""How training and evaluation are timed, in JAX and in PyTorch: for --mode=compare and
-scripts/benchmark.py."""
+"""How training and evaluation are timed in JAX and PyTorch: --mode=compare, benchmark.py."""
 
 import concurrent.futures
 import contextlib
@@ -37,21 +36,12 @@ class Sides:
         self.experiments = {config.model.dtype: exp}
         self.name = config.model.name
         self.device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-        n = len(exp.train.labels)
-        self.batch = {
-            "batch_size": config.batch_size,
-            "num_examples": n,
-            "augment": exp.augment,
-        }
-        self.batches = jax.jit(make_batches(**self.batch), static_argnums=3)
+        self.batches = jax.jit(make_batches(**exp.batching), static_argnums=3)
         self.no_metrics = jax.device_put(Metrics.zeros(len(exp.class_names)), exp.placement)
 
     def size(self, step):
-        """Examples of batch `step`; the last one of an epoch may be smaller."""
-        i = step % self.exp.steps_per_epoch
-        return min(
-            self.batch["batch_size"], self.batch["num_examples"] - i * self.batch["batch_size"]
-        )
+        """Examples of batch `step`; without drop_last that of an epoch's last may be smaller."""
+        return self.exp.images_at(step + 1) - self.exp.images_at(step)
 
     def experiment(self, dtype):
         """The same recipe on the same data, computing in `dtype`."""
@@ -60,7 +50,9 @@ class Sides:
             with config.unlocked():
                 config.model.dtype = dtype
             splits = {"train": self.exp.train, "test": self.exp.test}
-            self.experiments[dtype] = make_experiment(config, splits=splits)
+            self.experiments[dtype] = make_experiment(
+                config, splits=splits, class_names=self.exp.class_names
+            )
         return self.experiments[dtype]
 
     def make_recipe(self, state, dtype="float32", compiled=False):
@@ -78,6 +70,7 @@ class Sides:
             optim=config.optim.to_dict(),
             schedule=config.schedule.to_dict(),
             loss=config.loss.to_dict(),
+            lookahead=config.lookahead.to_dict(),
             total_steps=self.exp.total_steps,
             steps_per_epoch=self.exp.steps_per_epoch,
             autocast=None if dtype == "float32" else dtype,
@@ -255,8 +248,7 @@ def in_own_process(function, *arguments, environment=()):
 
 
 def random_splits(sizes, classes=10, seed=0):
-    """{split: Dataset} of `sizes` ({split: images}) in random pixels: speed does not depend on
-    them."""
+    """{split: Dataset} of `sizes` ({split: images}) in random pixels, which take as long."""
     rng = np.random.default_rng(seed)
     return {
         name: Dataset(

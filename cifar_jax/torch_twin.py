@@ -344,10 +344,14 @@ def create_twin(name, *, num_classes=10, image_size=32, dtype="float32", **kwarg
     return twin.double() if dtype == "float64" else twin
 
 
+def _tensors(state_dict):
+    """{name: numpy array} as tensors, copies."""
+    return {key: torch.from_numpy(np.array(value)) for key, value in state_dict.items()}
+
+
 def load_weights(twin, state_dict):
     """Copy {name: numpy array} into `twin`; every tensor must be there."""
-    tensors = {key: torch.from_numpy(np.array(value)) for key, value in state_dict.items()}
-    twin.load_state_dict(tensors, strict=True)
+    twin.load_state_dict(_tensors(state_dict), strict=True)
 
 
 def weights_of(twin):
@@ -357,8 +361,7 @@ def weights_of(twin):
 
 def save_file(path, state_dict):
     """Write {name: numpy array} as a .pt file that torch.load(weights_only=True) reads."""
-    tensors = {key: torch.from_numpy(np.array(value)) for key, value in state_dict.items()}
-    torch.save(tensors, path)
+    torch.save(_tensors(state_dict), path)
 
 
 def load_file(path):

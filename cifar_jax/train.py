@@ -23,8 +23,7 @@ PROFILED = 3  # steps in a trace
 
 
 def train_and_evaluate(config, workdir):
-    """Train as `config` says, resuming if `workdir` holds this run; returns what is written to
-    result.json.
+    """Train as `config` says, resuming if `workdir` holds this run; returns result.json's content.
 
     status: 'done'; 'stopped' (at config.stop_after); 'interrupted' (SIGTERM or SIGINT: the same
     command goes on); 'diverged' (a non-finite loss or state). Raises InputError for bad input.
@@ -54,8 +53,7 @@ def train_and_evaluate(config, workdir):
 
 
 def evaluate(config, workdir):
-    """Evaluate the best checkpoint in `workdir` on the test split; writes and returns
-    evaluation.json."""
+    """Evaluate the best checkpoint in `workdir` on the test split: evaluation.json."""
     path = files.existing(workdir)
     files.check_config(path, config.to_dict(), files.LOOKING_FIELDS)
     exp = make_experiment(config)
@@ -108,8 +106,7 @@ def all_finite(state):
 
 
 class Interruption:
-    """While entered, SIGTERM and SIGINT only set `requested`; the loop looks at it between
-    compiled calls."""
+    """While entered, SIGTERM and SIGINT only set `requested`, for the loop to look at."""
 
     def __enter__(self):
         self.requested = False
@@ -203,8 +200,7 @@ class Run:
         return "interrupted" if interruption.requested else "stopped"
 
     def plan(self, step, end):
-        """The compiled calls (number of steps, size, frozen layers) from `step` to the end of its
-        epoch or to `end`.
+        """Calls (number of steps, size, frozen layers) from `step` to its epoch's end or `end`.
 
         Calls begin at the same steps however often a run is interrupted.
         """
@@ -229,12 +225,7 @@ class Run:
             calls |= {*self.plan(step, end)}
             step += exp.steps_per_epoch - step % exp.steps_per_epoch
         for call in sorted(calls):
-            run = jax.jit(
-                repeat(exp.step, *call),
-                donate_argnums=0,
-                out_shardings=(exp.placement, exp.placement),
-            )
-            self.programs[call] = run.lower(self.state, self.metrics, exp.train).compile()
+            self.programs[call] = exp.compile_steps(call, self.state, self.metrics)
         self.compile_seconds += time.perf_counter() - start
 
     @functools.cached_property

@@ -57,21 +57,24 @@ def _unit(name):
     return [_conv(f"{name}_conv", f"{name}.conv"), _norm(f"{name}_bn", f"{name}.bn")]
 
 
+def _head(model):
+    """fc1 on the flattened map of the last convolution, fc2, ..."""
+    yield _linear("fc1", flattened=model.widths[-1])
+    for i in range(2, len(model.head_widths) + 2):
+        yield _linear(f"fc{i}")
+
+
 def _vgg(model):
     for i in range(1, 2 * len(model.widths) + 1):
         yield _conv(f"conv{i}")
         yield _norm(f"bn{i}")
-    yield _linear("fc1", flattened=model.widths[-1])
-    for i in range(2, len(model.head_widths) + 2):
-        yield _linear(f"fc{i}")
+    yield from _head(model)
 
 
 def _convnet(model):
     for i in range(1, len(model.widths) + 1):
         yield _conv(f"conv{i}")
-    yield _linear("fc1", flattened=model.widths[-1])
-    for i in range(2, len(model.head_widths) + 2):
-        yield _linear(f"fc{i}")
+    yield from _head(model)
 
 
 def _resnet(model):

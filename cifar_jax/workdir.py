@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import platform
+import re
 
 from cifar_jax import InputError
 
@@ -18,8 +19,7 @@ LOOKING_FIELDS = (*FREE_FIELDS, "eval.augmented", "eval.batch_size", "eval.tta")
 
 
 def write_json(path, value):
-    """Write JSON so that the file is always either the old or the new one, never a part.
-    Non-finite becomes null."""
+    """Write JSON, non-finite as null, so that the file is the old one or the new, never a part."""
     path = pathlib.Path(path)
     part = path.with_name(f".{path.name}.part")
     with open(part, "w") as file:
@@ -31,14 +31,18 @@ def write_json(path, value):
 
 
 def read_json(path):
-    """The JSON value in `path`, or None where there is no such file; InputError if it cannot be
-    read."""
+    """The JSON value in `path`, None without such a file; InputError if it cannot be read."""
     try:
         return json.loads(pathlib.Path(path).read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def slug(text):
+    """`text` as a file's name: lower case, letters and digits joined by '-'."""
+    return re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def writable(workdir):
@@ -87,8 +91,7 @@ def existing(workdir):
 
 
 def open_workdir(workdir, config, environment):
-    """The path of `workdir`, made ready to train `config` (a nested dict) or checked to hold that
-    run already.
+    """The path of `workdir`, made ready to train `config` (nested dict) or holding that run.
 
     Raises InputError if it cannot be written or holds a run with another config.
     """

@@ -1,5 +1,4 @@
-"""Every field of a run, with its unit and default. The systems' configs start from this and state
-what differs.
+"""Every field of a run, with its unit and default; a system's config states what differs.
 
 A field is overridden on the command line: --config.epochs=10 --config.augment.random_crop.padding=2
 """
@@ -8,43 +7,36 @@ from ml_collections import ConfigDict, config_dict
 
 
 def get_config():
-    """The defaults as a ConfigDict; a system's config sets model.name, the recipe and the
-    augmentation."""
+    """The defaults as a ConfigDict; a system's config sets model.name, recipe and augmentation."""
     c = ConfigDict()
     c.seed = 0  # initial weights, order, augmentation, dropout: everything random follows from it
     c.epochs = 24  # passes over the training images; the schedule spans them
     c.batch_size = 128  # images a step, over all devices together
     c.drop_last = False  # leave out the last images of an epoch's order that fill no batch
     c.alternating_flip = False  # mirror every image in every other epoch (see steps.make_batches)
-    c.stop_after = (
-        0.0  # epochs after which to stop (0: run them all); same command with more, or 0, goes on
-    )
-    c.steps_per_call = (
-        0  # training steps in one compiled call; 0: 1 on CPU, a whole epoch on an accelerator
-    )
+    # epochs after which to stop (0: run them all); the same command with more, or 0, goes on
+    c.stop_after = 0.0
+    # training steps in one compiled call; 0: 1 on CPU, a whole epoch on an accelerator
+    c.steps_per_call = 0
     c.report = True  # draw report/ at the end
     c.profile = False  # first trace a few steps to profile/, for TensorBoard and Perfetto
 
     c.data = ConfigDict()
     c.data.name = "cifar10"  # cifar10 | digits
-    c.data.dir = (
-        "data"  # folder with CIFAR-10 in any official form or a TFDS folder; a download goes there
-    )
-    c.data.validation = (
-        0  # images held out of train by seed; then they, not the test set, are evaluated each epoch
-    )
+    # folder with CIFAR-10 in any official form or a TFDS folder; a download goes there
+    c.data.dir = "data"
+    # images held out of train by seed; then they, not the test set, are evaluated each epoch
+    c.data.validation = 0
 
     c.model = ConfigDict()
     # vgg | convnet | resnet | mixture | dilated | airbench; its other fields can be set beside it
     c.model.name = ""
-    c.model.dtype = (
-        "float32"  # compute dtype: float32 | bfloat16; parameters and statistics stay float32
-    )
+    # compute dtype: float32 | bfloat16; parameters and statistics stay float32
+    c.model.dtype = "float32"
 
     c.loss = ConfigDict()
-    c.loss.reduction = (
-        "mean"  # mean | sum over the batch; what is logged is always the mean an image
-    )
+    # mean | sum over the batch; what is logged is always the mean an image
+    c.loss.reduction = "mean"
     c.loss.label_smoothing = 0.0  # share of the target spread evenly over the classes
 
     c.optim = ConfigDict()
@@ -85,9 +77,8 @@ def get_config():
     c.compare.steps = 2  # training steps of a form in a round
 
     c.augment = ConfigDict()
-    c.augment.ops = (
-        "normalize",
-    )  # operations of augment.py, in this order; their fields beside it
+    # operations of augment.py, in this order; their fields beside it
+    c.augment.ops = ("normalize",)
     c.augment.normalize = ConfigDict(
         {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
     )
@@ -96,9 +87,8 @@ def get_config():
     c.eval.batch_size = 512  # images a batch; changes no figure unless eval.augmented
     # none | mirror | multicrop: views averaged for a second accuracy of the final model on test
     c.eval.tta = "none"
-    c.eval.augmented = (
-        False  # True: evaluate under the training augmentation (system 004 measured so)
-    )
+    # True: evaluate under the training augmentation (system 004 measured so)
+    c.eval.augmented = False
     return c
 
 

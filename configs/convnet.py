@@ -1,8 +1,7 @@
 """System 001, five convolutions: python main.py --config=configs/convnet.py --workdir=runs/convnet
 
 Original (iVishalr/cifar10-pytorch, 300 + 100 epochs): 87.27 % in its log (its README's 82 % was
-measured with
-dropout on). Ours: see the README's table.
+measured with dropout on). Ours: see the README's table.
 """
 
 from configs.base import get_config as base

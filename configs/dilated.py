@@ -1,10 +1,9 @@
 """System 004, dilated net: python main.py --config=configs/dilated.py --workdir=runs/dilated
 
 Original (ShikhaERAV2/Session9, 150 epochs): 79.92 % in the last epoch, 80.84 % at most, on test
-images under the
-training augmentation, which zooms half of them by two. This config measures so too; for the clean
-test set:
---mode=evaluate --config.eval.augmented=False. Ours: see the README's table.
+images under the training augmentation, which zooms half of them by two. This config measures so
+too; for the clean test set: --mode=evaluate --config.eval.augmented=False. Ours: see the README's
+table.
 """
 
 from configs.base import get_config as base
@@ -16,9 +15,8 @@ def get_config(variant=""):
     c = base()
     c.seed = 1
     c.model.name = "dilated"
-    c.model.unbiased_variance = (
-        True  # in BatchNorm's running statistics, as PyTorch's; False: Flax's
-    )
+    # BatchNorm's running variance as PyTorch keeps it; False: as Flax does
+    c.model.unbiased_variance = True
     c.epochs = 150
     c.batch_size = 32
     c.optim.name = "sgd"

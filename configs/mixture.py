@@ -1,10 +1,8 @@
 """System 003, dynamic mixture: python main.py --config=configs/mixture.py --workdir=runs/mixture
 
 Original (lasyaMundrathi/CIFAR-10-Image-Classification-with-Convolutional-Neural-Networks-CNN-, 50
-epochs): 92.00 %.
-`configs/mixture.py:sequential` is the literal reading of its README, three convolutions in
-sequence in a block.
-Ours: see the README's table.
+epochs): 92.00 %. `configs/mixture.py:sequential` is the literal reading of its README, three
+convolutions in sequence in a block. Ours: see the README's table.
 """
 
 from configs.base import get_config as base
@@ -19,9 +17,8 @@ def get_config(variant=""):
     # logged 11 % after its first epoch). In seed 2 every block has gates open for most images.
     c.seed = 2
     c.model.name = "mixture"
-    c.model.unbiased_variance = (
-        True  # in BatchNorm's running statistics, as PyTorch's; False: Flax's
-    )
+    # BatchNorm's running variance as PyTorch keeps it; False: as Flax does
+    c.model.unbiased_variance = True
     c.model.sequential = variant == "sequential"
     c.epochs = 50
     c.batch_size = 128

@@ -1,5 +1,4 @@
-"""Minutes on a laptop, no download: python main.py --config=configs/quickstart.py
---workdir=runs/quickstart
+"""Minutes on a laptop: python main.py --config=configs/quickstart.py --workdir=runs/quickstart
 
 A narrow ResNet on scikit-learn's handwritten digits (1,797 real images, enlarged to 32x32x3).
 """

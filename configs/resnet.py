@@ -12,9 +12,8 @@ def get_config(variant=""):
     c = base()
     c.seed = 1
     c.model.name = "resnet"
-    c.model.unbiased_variance = (
-        True  # in BatchNorm's running statistics, as PyTorch's; False: Flax's
-    )
+    # BatchNorm's running variance as PyTorch keeps it; False: as Flax does
+    c.model.unbiased_variance = True
     c.epochs = 24
     c.batch_size = 512
     c.loss.reduction = "sum"

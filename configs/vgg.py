@@ -11,9 +11,8 @@ def get_config(variant=""):
     without_variants("vgg", variant)
     c = base()
     c.model.name = "vgg"
-    c.model.unbiased_variance = (
-        True  # in BatchNorm's running statistics, as PyTorch's; False: Flax's
-    )
+    # BatchNorm's running variance as PyTorch keeps it; False: as Flax does
+    c.model.unbiased_variance = True
     c.epochs = 120
     c.batch_size = 32
     c.optim.name = "sgd"

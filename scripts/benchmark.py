@@ -38,8 +38,7 @@ from cifar_jax.flops import TRAINING, forward_macs  # noqa: E402
 from cifar_jax.models import MODELS  # noqa: E402
 
 CONFIGS = {name: name for name in ("vgg", "convnet", "resnet", "mixture", "dilated")}
-if (ROOT / "configs" / "speedrun.py").exists():
-    CONFIGS["airbench"] = "speedrun"
+CONFIGS["airbench"] = "speedrun"
 SIZES = {"train": 50_000, "test": 10_000}
 QUICK_SIZES = {"train": 1_024, "test": 256}
 IMAGES = {"cpu": 256, "gpu": 16_384}  # about so many in one timed run of a form
@@ -58,7 +57,7 @@ def main():
         twin = load_torch_twin()
     except InputError:
         twin = None
-    name = f"{slug(device_name())}{'_growth' if args.growth else ''}.json"
+    name = f"{files.slug(device_name())}{'_growth' if args.growth else ''}.json"
     out = pathlib.Path(args.out or ROOT / "results" / "benchmarks" / name)
     try:
         out = files.writable(out.parent) / out.name
@@ -118,10 +117,6 @@ def device_name():
     except OSError:
         found = None
     return f"{found[1].strip() if found else 'cpu'}, {len(os.sched_getaffinity(0))} cores"
-
-
-def slug(name):
-    return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def provenance(args, twin):

@@ -6,7 +6,7 @@ OUT is --out, else $OUT, else runs/gpu_suite. Nothing is begun that cannot end w
 job that outlasts its share gets SIGTERM, upon which training saves and writes its result.json.
 
     part 1   tests marked gpu; benchmark of all families, eager, both dtypes, at the recipe's batch;
-             the 94 % recipe, 25 runs; resnet and convnet on the whole data
+             the speedrun, 25 runs; resnet and convnet on the whole data
     part 2   benchmark with torch.compile, resnet first; time to the first step and memory; a
              profile of the family with the smallest share of the peak; mixture, vgg and dilated on
              the whole data, as far as they come
@@ -34,7 +34,8 @@ Then three commands for the device tool, at once after each other (it stays warm
     3  carry .whl:
        PYTHONPATH=/tmp/site python3 scripts/gpu_suite.py --part 2 --data-dir /tmp/cifar
 
-Without --data-dir the jobs that need the images are left out; the others use random ones.
+Without --data-dir the jobs that need the images are left out; the others use random ones. What
+comes back belongs in results/: speedrun.json in speedrun/, benchmark_*.json in benchmarks/.
 """
 
 import argparse
@@ -52,7 +53,8 @@ import time
 ROOT = pathlib.Path(__file__).parent.parent
 GRACE = 20  # seconds that a job has after SIGTERM
 LEAST = 20  # seconds: with less left a job is not begun
-NEEDED = ("jax", "flax", "optax", "orbax", "ml_collections", "matplotlib", "jinja2", "tqdm")
+NEEDED = ("jax", "flax", "optax", "orbax", "ml_collections", "scipy", "safetensors")
+NEEDED += ("matplotlib", "jinja2", "tqdm")
 
 
 @dataclasses.dataclass
@@ -88,16 +90,17 @@ def jobs(args, folder):
         return Job(name, [python, "main.py", *where], seconds, needs)
 
     speedrun = ROOT / "scripts" / "speedrun.py"
-    runs = [python, speedrun, "--runs", "25", "--data-dir", args.data_dir]
+    runs = [python, speedrun, "--out", folder / "speedrun.json"]
+    runs += ["--runs=2", "--quick"] if args.quick else ["--runs=25", *data]
     profiled = slowest(folder.parent)
     first = [
         Job("tests", [python, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests"], 90),
         benchmark("benchmark_eager", 210, "--measure=speed", "--batch=recipe", "--no-compiled"),
-        Job("speedrun", [*runs, "--out", folder / "speedrun.json"], 120, (speedrun, args.data_dir)),
+        Job("speedrun", runs, 150, () if args.quick else (args.data_dir,)),
         recipe("resnet", 60),
         recipe("convnet", 150),
     ]
-    order = "--families=resnet,vgg,mixture,convnet,dilated"
+    order = "--families=resnet,airbench,vgg,mixture,convnet,dilated"
     second = [
         benchmark("benchmark_compiled", 200, "--measure=speed", "--batch=recipe", order),
         benchmark("benchmark_start", 90, "--measure=start", "--dtypes=bfloat16", order),

@@ -1,9 +1,10 @@
 """Keep results/ and the README's tables in step: python scripts/results_table.py [--add DIR ...]
 
 --add copies what a workdir holds: a run (result.json, config, every epoch) to
-results/runs/MODEL_seedN.json, a comparison to results/comparisons/MODEL.json. Without it the tables
-between the README's marks are written again from those files; --check only says whether they are in
-step (exit code 1 if not).
+results/runs/MODEL_seedN.json, a comparison to results/comparisons/MODEL.json. What speedrun.py and
+benchmark.py write lies in results/speedrun/ and results/benchmarks/ already. Without --add the
+tables between the README's marks are written again from those files; --check only says whether they
+are in step (exit code 1 if not).
 """
 
 import argparse
@@ -12,8 +13,9 @@ import pathlib
 import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 RUNS, COMPARISONS = ROOT / "results" / "runs", ROOT / "results" / "comparisons"
+SPEEDRUNS, BENCHMARKS = ROOT / "results" / "speedrun", ROOT / "results" / "benchmarks"
 README = ROOT / "README.md"
 
 # What the originals state or log (test accuracy in percent): final figure, epochs, points of the
@@ -67,6 +69,10 @@ ORIGINALS = {
     },
 }
 
+RECORDS = {2: ("airbench94", 94.01), 3: ("airbench96", 96.03)}  # published means, by model.depth
+VIEWS = {"none": "plain images", "mirror": "and mirrored", "multicrop": "and shifted"}
+NOT_YET = "Not yet measured."
+
 
 def add(workdir):
     """Copy what `workdir` holds into results/; yields the files written."""
@@ -93,15 +99,21 @@ def write(path, value):
     return path
 
 
+def contents(folder):
+    """What the files in `folder` hold, in the order of their names."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
 def measured(folder):
-    """{model: [content of its files in `folder`]} in the systems' order."""
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    return {name: [r for r in found if r["model"] == name] for name in ORIGINALS}
+    """{model: [content of its files in `folder`]} in the systems' order, others after them."""
+    found = contents(folder)
+    names = [*ORIGINALS, *sorted({r["model"] for r in found} - {*ORIGINALS})]
+    return {name: [r for r in found if r["model"] == name] for name in names}
 
 
 def results():
     """The tables of the runs."""
-    runs = measured(RUNS)
+    runs = {name: group for name, group in measured(RUNS).items() if name in ORIGINALS}
     lines = [
         "| config | original project | parameters | original, accuracy | ours, accuracy |",
         "|---|---|--:|---|---|",
@@ -174,13 +186,67 @@ def comparisons():
 
     found = [comparison for group in measured(COMPARISONS).values() for comparison in group]
     if not found:
-        return "Not yet measured."
+        return NOT_YET
     lines = [markdown(found), "How these were measured (`results/comparisons/*.json`):", ""]
     lines += [f"- {c['model']}: {provenance(c)}" for c in found]
     return "\n".join(lines)
 
 
-BLOCKS = {"results": results, "comparison": comparisons}
+def speedruns():
+    """The table of the speedruns, a row a file, and of their accuracies by views."""
+    found = [r for r in contents(SPEEDRUNS) if r["dataset"]["name"] == "cifar10"]
+    if not found:
+        return NOT_YET
+    lines = [
+        "| recipe | target | runs | views of a test image | accuracy (95 %) "
+        "| seconds a run (95 %) | compilation, s | device |",
+        "|---|--:|--:|---|---|---|--:|---|",
+    ]
+    for r in found:
+        name, target = RECORDS[r["config"]["model"]["depth"]]
+        summary = r["summary"]
+        compile_seconds = [session["compile_seconds"] for session in r["sessions"]]
+        for views, label in VIEWS.items():
+            accuracy = summary["accuracy"][views]
+            last = views == "multicrop"  # the only views within the clock, and those of the target
+            lines.append(
+                f"| {name}, {r['config']['model']['dtype']} | {f'{target:.2f} %' if last else ''} "
+                f"| {accuracy['n']} | {label} | {figure(accuracy, 2, ' %')} "
+                f"| {figure(summary['seconds'], 3) if last else ''} "
+                f"| {min(compile_seconds):.1f} | {r['device']} |"
+            )
+    lines += ["", "How these were measured (`results/speedrun/*.json`):", ""]
+    lines += [
+        f"- {RECORDS[r['config']['model']['depth']][0]}: {source}"
+        for r in found
+        for source in dict.fromkeys(provenance({**r, **session}) for session in r["sessions"])
+    ]
+    return "\n".join(lines)
+
+
+def figure(summary, digits, unit=""):
+    """metrics.interval's mean, deviation and interval in words."""
+    text = f"{summary['mean']:.{digits}f}"
+    if summary["interval"] is None:
+        return text + unit
+    low, high = (f"{x:.{digits}f}" for x in summary["interval"])
+    return f"{text} ± {summary['sd']:.{digits}f}{unit} ({low} to {high})"
+
+
+def benchmarks():
+    """The tables of the benchmarks, device by device; small runs and growth are left out."""
+    from benchmark import markdown
+
+    found = [r for r in contents(BENCHMARKS) if "families" in r and not r["settings"]["quick"]]
+    return "\n".join(markdown(r) for r in found).rstrip() or NOT_YET
+
+
+BLOCKS = {
+    "results": results,
+    "comparison": comparisons,
+    "benchmark": benchmarks,
+    "speedrun": speedruns,
+}
 
 
 def with_tables(readme):

@@ -9,7 +9,6 @@ checksums), every line of metrics.jsonl (but for times), result.json's figures. 
 import argparse
 import collections
 import json
-import os
 import pathlib
 import random
 import shutil
@@ -19,39 +18,28 @@ import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).parent.parent
-RUN = ("--config=configs/quickstart.py", "--config.model.widths=4,8,8,8", "--config.epochs=3")
-TIMES = ("seconds", "images_per_second")
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "tests"))
+
+import running  # noqa: E402
+
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
 def start(workdir, cache):
-    """A process that trains in `workdir`."""
-    return subprocess.Popen(
-        [sys.executable, "main.py", *RUN, f"--workdir={workdir}"],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        },
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    """A process that trains in `workdir`, with its report."""
+    arguments = (*running.QUICK, "--config.report=True", f"--workdir={workdir}")
+    return running.start(*arguments, cache=cache)
 
 
 def content(workdir):
     """What must be the same: the last checkpoint's checksums, the log and the figures."""
     steps = [int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()]
     meta = json.loads((workdir / "checkpoints" / str(max(steps)) / "meta" / "metadata").read_text())
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    result = json.loads((workdir / "result.json").read_text())
+    result = running.result(workdir)
     return {
         "checkpoints": sorted(steps),
         "checksums": meta["checksums"],
-        "log": [{k: v for k, v in json.loads(x).items() if k not in TIMES} for x in lines],
+        "log": running.metrics(workdir),
         "result": {k: result[k] for k in ("status", "best", "last", "test", "per_class", "steps")},
     }
 

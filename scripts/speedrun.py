@@ -1,10 +1,11 @@
 """Many timed runs of one recipe: python scripts/speedrun.py --runs 25 --data-dir data
 
-Prints accuracy and seconds of each run, then mean, deviation and 95 % interval. --out holds all of
-it as JSON after every run; the same command adds the seeds that are missing there. The clock of
-a run: initial weights with the whitening, every training step, the test images under all views,
-until the device is done; compilation is timed apart. On an accelerator the steps are one call for
-each set of frozen layers, in bfloat16; on CPU every step is a call, in float32.
+Prints accuracy and seconds of each run, then mean, deviation and 95 % interval. --out (default
+results/speedrun/CONFIG-DEVICE.json) holds all of it after every run; the same command adds the
+seeds that are missing there. The clock of a run: initial weights with the whitening, every training
+step, the test images under all views, until the device is done; compilation is timed apart. On an
+accelerator the steps are one call for each set of frozen layers, in bfloat16; on CPU every step is
+a call, in float32. --quick is a small run that shows that all works.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from cifar_jax import InputError  # noqa: E402
 from cifar_jax import workdir as files  # noqa: E402
 from cifar_jax.experiment import environment, make_experiment  # noqa: E402
 from cifar_jax.metrics import Metrics, interval  # noqa: E402
-from cifar_jax.steps import VIEWS, repeat  # noqa: E402
+from cifar_jax.steps import VIEWS  # noqa: E402
 
 
 def parse(argv):
@@ -35,10 +36,16 @@ def parse(argv):
     parser.add_argument("--data-dir", help="folder with CIFAR-10; default: the config's")
     parser.add_argument("--config", default="configs/speedrun.py", help="FILE[:VARIANT]")
     parser.add_argument("--dtype", help="default: bfloat16 on an accelerator, float32 on CPU")
-    parser.add_argument("--out", default="results/speedrun.json", help="JSON file of all runs")
+    parser.add_argument("--out", help="JSON file of all runs")
+    parser.add_argument("--quick", action="store_true", help="a narrow network on the digits")
     arguments = parser.parse_args(argv)
     if arguments.runs < 1 or arguments.seed0 < 0:
         parser.error("--runs must be at least 1 and --seed0 not negative")
+    if arguments.out is None:
+        path, _, variant = arguments.config.partition(":")
+        parts = [pathlib.Path(path).stem, variant, "quick" if arguments.quick else ""]
+        name = files.slug(" ".join([*parts, jax.devices()[0].device_kind]))
+        arguments.out = ROOT / "results" / "speedrun" / f"{name}.json"
     return arguments
 
 
@@ -56,6 +63,10 @@ def load_config(arguments):
         raise InputError(str(error)) from error
     config.model.dtype = arguments.dtype or ("float32" if on_cpu() else "bfloat16")
     config.data.dir = arguments.data_dir or config.data.dir
+    if arguments.quick:
+        config.data.name, config.epochs = "digits", 1.5
+        config.model.widths, config.batch_size, config.eval.batch_size = (4, 8, 8), 64, 100
+        config.schedule.freeze.whiten = 1
     return config
 
 
@@ -81,14 +92,8 @@ class Race:
         self.zeros = jax.device_put(Metrics.zeros(len(exp.class_names)), exp.placement)
         start = time.perf_counter()
         state = exp.init_state()
-        self.programs = {}
-        for call in {*self.calls}:
-            run = jax.jit(
-                repeat(exp.step, *call),
-                donate_argnums=0,
-                out_shardings=(exp.placement, exp.placement),
-            )
-            self.programs[call] = run.lower(state, self.zeros, exp.train).compile()
+        calls = {*self.calls}
+        self.programs = {call: exp.compile_steps(call, state, self.zeros) for call in calls}
         self.evaluate = {
             views: exp.evaluations[views].lower(state, exp.test).compile() for views in VIEWS
         }

@@ -63,9 +63,8 @@ def test_translate_is_pillows(images, rng):
 
 
 def reference_warp(image, degrees, scale, dy, dx, fill):
-    """OpenCV's definition in plain Python: the matrix of getRotationMatrix2D about the pixel
-    centre (15.5, 15.5)
-    plus the shift, inverted, sampled bilinearly with a constant border, rounded."""
+    """OpenCV's definition in plain Python: the matrix of getRotationMatrix2D about the pixel centre
+    (15.5, 15.5) plus the shift, inverted, sampled bilinearly with a constant border, rounded."""
     angle = math.radians(degrees)
     a, b = scale * math.cos(angle), scale * math.sin(angle)
     c = 15.5

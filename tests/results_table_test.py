@@ -12,6 +12,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import results_table  # noqa: E402
+import speedrun  # noqa: E402
 
 
 def test_readme_is_in_step_with_results():
@@ -32,7 +33,7 @@ def test_readme_accuracies_come_from_results():
 
 def test_comparisons_say_where_they_come_from():
     paths = sorted(results_table.COMPARISONS.glob("*.json"))
-    assert {path.stem for path in paths} == {*results_table.ORIGINALS}
+    assert {path.stem for path in paths} >= {*results_table.ORIGINALS}
     for path in paths:
         comparison = json.loads(path.read_text())
         assert comparison["status"] == "done"
@@ -47,6 +48,62 @@ def test_results_say_where_they_come_from(path):
     for key in ("config", "seed", "commit", "versions", "device", "dataset", "records"):
         assert result[key] not in (None, "", [], {}), key
     assert [r["epoch"] for r in result["records"]] == list(range(1, int(result["epochs"]) + 1))
+
+
+HERE = {
+    "device": "1 x NVIDIA H200",
+    "versions": {"jax": "0.11.0"},
+    "commit": "0123456789abcdef",
+}
+
+
+def write(folder, **files):
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def test_speedruns_have_a_row_for_each_choice_of_views(tmp_path, monkeypatch):
+    monkeypatch.setattr(results_table, "SPEEDRUNS", tmp_path)
+    assert results_table.speedruns() == "Not yet measured."
+    runs = [
+        {"accuracy": {"none": 93.0 + x, "mirror": 93.5 + x, "multicrop": 94.0 + x}, "seconds": 3.0}
+        for x in (0.0, 0.2)
+    ]
+    content = {
+        "config": {"model": {"depth": 2, "dtype": "bfloat16"}},
+        "dataset": {"name": "cifar10", "sha256": {"train": "f912919bdea3"}},
+        "runs": runs,
+        "sessions": [{"compile_seconds": 41.23, **HERE}] * 2,
+        "summary": speedrun.summarize(runs),
+        **HERE,
+    }
+    quick = {**content, "dataset": {"name": "digits"}}
+    write(tmp_path, h200=content, quick=quick)
+    lines = results_table.speedruns().splitlines()
+    assert lines[2] == (
+        "| airbench94, bfloat16 |  | 2 | plain images | 93.10 ± 0.14 % (91.83 to 94.37) "
+        "|  | 41.2 | 1 x NVIDIA H200 |"
+    )
+    assert "| 94.01 % | 2 | and shifted | 94.10 ± 0.14 %" in lines[4]
+    assert "| 3.000 ± 0.000 (3.000 to 3.000) | 41.2 |" in lines[4]
+    assert lines[-1].startswith("- airbench94: 1 x NVIDIA H200, jax 0.11.0, commit 0123456789,")
+    assert sum("H200" in line for line in lines) == 4
+
+
+def test_benchmarks_are_shown_but_for_small_runs_and_growth(tmp_path, monkeypatch):
+    monkeypatch.setattr(results_table, "BENCHMARKS", tmp_path)
+    assert results_table.benchmarks() == "Not yet measured."
+    form = {"images_per_second": 1000.0, "mfu": 0.25}
+    content = {
+        **{"data": "CIFAR-10", "glibc_tunables": "", "peaks": {"bfloat16": {"jax": 5e14}}, **HERE},
+        "settings": {"quick": False, "measure": ["speed"], "dtypes": ["bfloat16"], "rounds": 5},
+        "families": {"vgg": {"batches": {"32": {"train": {"jax bfloat16": form}}}}},
+    }
+    quick = {**content, "settings": {**content["settings"], "quick": True}}
+    write(tmp_path, a=content, b=quick, c={"growth": {}, **HERE})
+    text = results_table.benchmarks()
+    assert text.count("| vgg, 32 | bfloat16 | train | 1,000 (25.0 %) | - | - | - |") == 1
+    assert "NVIDIA H200; 5 rounds" in text
 
 
 def test_the_readmes_python_example_runs():

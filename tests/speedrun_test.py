@@ -7,33 +7,17 @@ import sys
 
 import numpy as np
 import pytest
-from running import ROOT, finish, result
-
-CONFIG = """
-from configs.speedrun import get_config as speedrun
-
-
-def get_config(variant=""):
-    c = speedrun(variant)
-    c.data.name = "digits"
-    c.epochs = 1.5
-    c.model.widths = (4, 8, 8)
-    c.batch_size = 64
-    c.eval.batch_size = 100
-    c.schedule.freeze.whiten = 1
-    c.report = False
-    return c
-"""
+from running import ROOT, SPEEDRUN, finish, result
 
 
 @pytest.fixture
 def race(cache, tmp_path):
     """race(*arguments) -> the finished process; its file is tmp_path / 'runs.json'."""
-    (tmp_path / "small.py").write_text(CONFIG)
 
     def start(*arguments):
+        out = f"--out={tmp_path}/runs.json"
         return subprocess.run(
-            [sys.executable, "scripts/speedrun.py", f"--out={tmp_path}/runs.json", *arguments],
+            [sys.executable, "scripts/speedrun.py", "--quick", out, *arguments],
             cwd=ROOT,
             env={
                 **os.environ,
@@ -52,13 +36,12 @@ def race(cache, tmp_path):
 
 @pytest.mark.slow
 def test_runs_are_kept_and_the_missing_ones_added(race, tmp_path, program):
-    small = f"--config={tmp_path}/small.py"
-    first = race("--runs=1", "--seed0=4", small)
+    first = race("--runs=1", "--seed0=4")
     assert first.returncode == 0, first.stderr
     one = json.loads((tmp_path / "runs.json").read_text())
     assert [run["seed"] for run in one["runs"]] == [4]
     assert one["summary"]["accuracy"]["multicrop"]["interval"] is None
-    again = race("--runs=3", "--seed0=3", small)
+    again = race("--runs=3", "--seed0=3")
     assert again.returncode == 0, again.stderr
     three = json.loads((tmp_path / "runs.json").read_text())
     assert three["runs"][0] == one["runs"][0]
@@ -73,10 +56,10 @@ def test_runs_are_kept_and_the_missing_ones_added(race, tmp_path, program):
     assert all(0 < run["seconds"] < 60 for run in three["runs"])
 
     workdir = tmp_path / "run"
-    finish(program(small, "--config.seed=4", f"--workdir={workdir}"))
+    finish(program(*SPEEDRUN, "--config.seed=4", f"--workdir={workdir}"))
     assert result(workdir)["last"]["accuracy"] == one["runs"][0]["accuracy"]["none"]
 
-    other = race("--runs=3", "--seed0=3", "--dtype=bfloat16", small)
+    other = race("--runs=3", "--seed0=3", "--dtype=bfloat16")
     assert other.returncode == 2
     assert other.stderr.splitlines()[-1].startswith("speedrun.py: ")
     assert "holds runs of another config" in other.stderr

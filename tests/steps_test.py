@@ -184,10 +184,8 @@ def test_sum_reduction_is_batch_times_the_mean(dataset):
 
 def test_golden_first_step():
     """Root mean squares after one step on fixed input, as this test gave them when the first
-    version was complete
-    (CPU, jax 0.10.2). They change only if initialisation, order, augmentation, model, loss or
-    optimizer do: then
-    say why in the commit that changes them."""
+    version was complete (CPU, jax 0.10.2). They change only if initialisation, order, augmentation,
+    model, loss or optimizer do: then say why in the commit that changes them."""
     rng = np.random.default_rng(7)
     images = jnp.asarray(rng.integers(0, 256, (100, 32, 32, 3), dtype=np.uint8))
     labels = jnp.asarray(rng.integers(0, 10, 100), jnp.int32)

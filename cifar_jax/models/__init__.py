@@ -1,5 +1,5 @@
-"""The model families by name. A model maps images [B, H, W, 3] to logits or log-probabilities [B,
-num_classes]."""
+"""The model families by name. A model maps images [B, H, W, 3] to logits or log-probabilities
+[B, num_classes]."""
 
 import jax.numpy as jnp
 

@@ -1,5 +1,4 @@
-"""The speedrun's net: whitening, three groups of convolutions, scaled logits (KellerJordan,
-cifar10-airbench; arXiv 2404.00498)."""
+"""The speedrun's net (KellerJordan/cifar10-airbench, arXiv 2404.00498)."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -49,8 +48,8 @@ class AirBench(nn.Module):
 
     A group: conv -> 2 x 2 max-pool -> BatchNorm -> GELU, then conv -> BatchNorm -> GELU until there
     are `depth` convolutions; from three on, the first GELU's output is added before the last GELU.
-    BatchNorm has no scale and keeps the biased running variance. [B, 32, 32, 3] -> logits [B,
-    num_classes]; 1,971,352 parameters and 288 of the whitening at the default widths.
+    BatchNorm has no scale and keeps the biased running variance. [B, 32, 32, 3] -> logits
+    [B, num_classes]; 1,971,352 parameters and 288 of the whitening at the default widths.
     """
 
     num_classes: int = 10
@@ -72,9 +71,8 @@ class AirBench(nn.Module):
             return BatchNorm(self.momentum, 1e-12, **kwargs, name=name)(x, train)
 
         x = gelu(Whitening(self.dtype, name="whiten")(x))  # [B, 31, 31, 24]
-        for i, width in enumerate(
-            self.widths, 1
-        ):  # [B, 15, 15, 64], [B, 7, 7, 256], [B, 3, 3, 256]
+        for i, width in enumerate(self.widths, 1):
+            # [B, 15, 15, 64], [B, 7, 7, 256], [B, 3, 3, 256]
             x = gelu(norm(max_pool(conv(x, width, f"group{i}_conv1"), 2), f"group{i}_bn1"))
             skip = x if self.depth > 2 else 0
             for k in range(2, self.depth + 1):

@@ -1,5 +1,4 @@
-"""System 001: five convolutions without BatchNorm, whole-channel dropout
-(iVishalr/cifar10-pytorch)."""
+"""System 001: five convolutions without BatchNorm, channel dropout (iVishalr/cifar10-pytorch)."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -8,8 +7,7 @@ from cifar_jax.models.layers import Conv, Dense, max_pool
 
 
 class ConvNet(nn.Module):
-    """Five Conv -> ReLU, max-pool after the 2nd and 4th, channel dropout after the 3rd and 5th,
-    four linear layers.
+    """Five Conv -> ReLU, max-pool after 2 and 4, channel dropout after 3 and 5, four linear layers.
 
     [B, 32, 32, 3] -> logits [B, num_classes]; 2,791,434 parameters at the default widths.
     """

@@ -7,13 +7,11 @@ from cifar_jax.models.layers import BatchNorm, Conv, Dense, avg_pool
 
 
 class Dilated(nn.Module):
-    """Four groups C1-C4 of Conv -> BatchNorm -> ReLU, 3x3 average pool, two linear layers,
-    log-softmax.
+    """Four groups C1-C4 of Conv -> BatchNorm -> ReLU, average pool, two linear, log-softmax.
 
-    As in the original: the 'depthwise' convolution has 3 groups and a bias, the 1x1 has a bias,
-    the dilated ones
-    (dilation 2, padding 1) shrink the map by 2, nothing stands between the two linear layers.
-    [B, 32, 32, 3] -> log-probabilities [B, num_classes]; 2,034,040 parameters.
+    As in the original: the 'depthwise' convolution has 3 groups and a bias, the 1x1 has a bias, the
+    dilated ones (dilation 2, padding 1) shrink the map by 2, nothing stands between the two linear
+    layers. [B, 32, 32, 3] -> log-probabilities [B, num_classes]; 2,034,040 parameters.
     """
 
     num_classes: int = 10

@@ -16,8 +16,7 @@ from cifar_jax.models import cpu_conv
 
 
 def uniform_fan_in(fan_in):
-    """Initializer U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's default for weights and biases
-    alike."""
+    """Initializer U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's for weights and biases alike."""
     bound = fan_in**-0.5
 
     def init(key, shape, dtype=jnp.float32):
@@ -27,8 +26,7 @@ def uniform_fan_in(fan_in):
 
 
 def identity_first(init):
-    """Initializer of a convolution kernel [k, k, C, O], k odd, whose first C filters pass on their
-    input.
+    """Initializer of a kernel [k, k, C, O], k odd, whose first C filters pass on their input.
 
     As torch.nn.init.dirac_ on the first C filters; the others come from `init`.
     """
@@ -81,8 +79,7 @@ def convolve(x, kernel, padding, dilation=1, groups=1):
 
 
 class Conv(nn.Module):
-    """Square stride-1 2-D convolution, as torch.nn.Conv2d: explicit symmetric padding, dilation,
-    groups.
+    """Square stride-1 convolution, as torch.nn.Conv2d: symmetric padding, dilation, groups.
 
     `identity` starts the kernel with filters that pass on their input (identity_first).
     Parameters: kernel [k, k, C / groups, features], bias [features].
@@ -117,8 +114,7 @@ class Conv(nn.Module):
 
 
 class Dense(nn.Module):
-    """Fully connected layer, as torch.nn.Linear. Parameters: kernel [in, features], bias
-    [features]."""
+    """Fully connected, as torch.nn.Linear. Parameters: kernel [in, features], bias [features]."""
 
     features: int
     use_bias: bool = True
@@ -139,11 +135,9 @@ class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last, as torch.nn.BatchNorm2d.
 
     flax.linen.BatchNorm keeps the biased variance in its running statistics, PyTorch the unbiased
-    one
-    (n / (n - 1)); `unbiased=False` gives Flax's. `momentum` is the share of the old running value
-    (PyTorch's 1 - momentum). Under `jit` with the batch sharded over devices the statistics are
-    those
-    of the global batch (synchronised BatchNorm). `use_scale=False` leaves the scale at 1.
+    one (n / (n - 1)); `unbiased=False` gives Flax's. `momentum` is the share of the old running
+    value (PyTorch's 1 - momentum). Under `jit` with the batch sharded over devices the statistics
+    are those of the global batch (synchronised BatchNorm). `use_scale=False` leaves the scale at 1.
     Variables: params scale, bias; batch_stats mean, var.
     """
 
@@ -182,13 +176,11 @@ class BatchNorm(nn.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def max_pool(x, size):
-    """Max over size x size windows, stride size, no padding, floor mode: [B, H, W, C] -> [B,
-    H/size, W/size, C].
+    """Max over size x size windows, floor mode: [B, H, W, C] -> [B, H/size, W/size, C].
 
     Its gradient goes to the first maximum of each window in row order, as PyTorch's does, by
-    comparison with the
-    maximum instead of XLA's select-and-scatter, which is slow on CPU and GPU and not deterministic
-    on GPU.
+    comparison with the maximum instead of XLA's select-and-scatter, which is slow on CPU and GPU
+    and not deterministic on GPU.
     """
     lowest = jnp.array(-jnp.inf, x.dtype)
     return lax.reduce_window(x, lowest, lax.max, (1, size, size, 1), (1, size, size, 1), "VALID")
@@ -222,7 +214,6 @@ max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def avg_pool(x, size):
-    """Mean over size x size windows, stride size; H and W must be multiples of size: [B, H, W, C]
-    -> [B, H/size, W/size, C]."""
+    """Mean over size x size windows: [B, H, W, C], multiples of size -> [B, H/size, W/size, C]."""
     batch, height, width, channels = x.shape
     return x.reshape(batch, height // size, size, width // size, size, channels).mean((2, 4))

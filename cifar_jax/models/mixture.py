@@ -7,19 +7,15 @@ from cifar_jax.models.layers import BatchNorm, Conv, Dense, max_pool
 
 
 class Mixture(nn.Module):
-    """Six blocks, each a per-image weighted sum of parallel convolutions; global average; two
-    linear layers.
+    """Six blocks, each an image's own weighted sum of convolutions; global average; two linear.
 
     A block computes `branches` parallel Conv -> BatchNorm -> ReLU (-> max-pool) and adds them with
-    the image's own
-    weights ReLU(Linear(global average of the block's input)). The branches run as one convolution
-    with
-    branches * width output channels, ordered branch by branch: the same function, fewer calls.
-    [B, 32, 32, 3] -> logits [B, num_classes]; 4,796,649 parameters.
+    the image's own weights ReLU(Linear(global average of the block's input)). The branches run as
+    one convolution with branches * width output channels, ordered branch by branch: the same
+    function, fewer calls. [B, 32, 32, 3] -> logits [B, num_classes]; 4,796,649 parameters.
 
     `sequential=True` is the literal reading of the original's README: three convolutions in
-    sequence in each
-    block, no weights; 7,941,594 parameters.
+    sequence in each block, no weights; 7,941,594 parameters.
     """
 
     num_classes: int = 10
@@ -46,13 +42,10 @@ class Mixture(nn.Module):
         return BatchNorm(unbiased=self.unbiased_variance, dtype=self.dtype, name=name)
 
     def mixture_block(self, x, train, width, pool, name):
-        weights = nn.relu(
-            Dense(self.branches, dtype=self.dtype, name=f"{name}_gate")(x.mean((1, 2)))
-        )  # [B, K]
-        x = Conv(self.branches * width, dtype=self.dtype, name=f"{name}_conv")(
-            x
-        )  # [B, H, W, K * width]
-        x = nn.relu(self.norm(f"{name}_bn")(x, train))
+        gate = Dense(self.branches, dtype=self.dtype, name=f"{name}_gate")
+        weights = nn.relu(gate(x.mean((1, 2))))  # [B, K]
+        conv = Conv(self.branches * width, dtype=self.dtype, name=f"{name}_conv")
+        x = nn.relu(self.norm(f"{name}_bn")(conv(x), train))  # [B, H, W, K * width]
         if pool:
             x = max_pool(x, 2)
         x = x.reshape(*x.shape[:3], self.branches, width)

@@ -1,5 +1,4 @@
-"""System 002: the ResNet-9 shape of the DAWNBench entries, with two residual blocks
-(Sualeh77/ERAV1S10)."""
+"""System 002: the ResNet-9 shape of the DAWNBench entries (Sualeh77/ERAV1S10)."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -8,14 +7,11 @@ from cifar_jax.models.layers import BatchNorm, Conv, Dense, max_pool
 
 
 class ResNet(nn.Module):
-    """prep, layer1 + residual, layer2, layer3 + residual, global max-pool, linear; no bias
-    anywhere.
+    """prep, layer1 + residual, layer2, layer3 + residual, global max-pool, linear; no biases.
 
     As in the original, the pool comes before BatchNorm, layer2's convolution has no padding (16 ->
-    14), a residual
-    branch ends in ReLU and nothing follows the addition. [B, 32, 32, 3] -> logits [B,
-    num_classes]; 6,573,120
-    parameters at the default widths.
+    14), a residual branch ends in ReLU and nothing follows the addition. [B, 32, 32, 3] -> logits
+    [B, num_classes]; 6,573,120 parameters at the default widths.
     """
 
     num_classes: int = 10
@@ -26,9 +22,8 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         def unit(x, width, name, padding=1, pool=False):
-            x = Conv(width, padding=padding, use_bias=False, dtype=self.dtype, name=f"{name}_conv")(
-                x
-            )
+            settings = {"padding": padding, "use_bias": False, "dtype": self.dtype}
+            x = Conv(width, **settings, name=f"{name}_conv")(x)
             if pool:
                 x = max_pool(x, 2)
             norm = BatchNorm(unbiased=self.unbiased_variance, dtype=self.dtype, name=f"{name}_bn")

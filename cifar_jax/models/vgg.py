@@ -1,5 +1,4 @@
-"""System 000: eight convolutions in four pooled pairs, then a four-layer head
-(ZiadHelal/pytorch-cifar10)."""
+"""System 000: four pooled pairs of convolutions, four linear layers (ZiadHelal/pytorch-cifar10)."""
 
 import functools
 
@@ -10,11 +9,9 @@ from cifar_jax.models.layers import BatchNorm, Conv, Dense, max_pool
 
 
 class VGG(nn.Module):
-    """(Conv -> ReLU -> BatchNorm) x 2 -> max-pool -> dropout, four times; the head ends in a
-    log-softmax.
+    """(Conv -> ReLU -> BatchNorm) x 2 -> max-pool -> dropout, four times; head with log-softmax.
 
-    [B, 32, 32, 3] -> log-probabilities [B, num_classes]; 2,882,474 parameters at the default
-    widths.
+    [B, 32, 32, 3] -> log-probabilities [B, num_classes]; 2,882,474 parameters by default.
     """
 
     num_classes: int = 10
