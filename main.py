@@ -65,9 +65,9 @@ def main(argv):
     compilation.enable_cache()
     module, function = ACTIONS[MODE.value]
     action = getattr(importlib.import_module(f"cifar_jax.{module}"), function)
-    more = {"predict": IMAGES, "export": FORMAT, "import": WEIGHTS}.get(MODE.value)
+    more = {"predict": [IMAGES], "export": [FORMAT], "import": [WEIGHTS]}.get(MODE.value, [])
     try:
-        result = action(CONFIG.value, WORKDIR.value, *([more.value] if more else []))
+        result = action(CONFIG.value, WORKDIR.value, *(flag.value for flag in more))
     except InputError as error:
         refuse(error)
     if MODE.value == "train":
