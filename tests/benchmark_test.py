@@ -133,7 +133,7 @@ def script(*arguments):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_quick_benchmark_measures_both_sides(tmp_path):
     out = tmp_path / "new" / "cpu.json"
     done = script("scripts/benchmark.py", "--quick", "--families=resnet", f"--out={out}")

@@ -92,7 +92,7 @@ def test_a_second_run_compiles_nothing_anew_and_is_silent(tmp_path):
     assert any(name.startswith("jit_run") for name in found[0])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_home_no_cache_and_a_run_all_the_same(tmp_path):
     err = program("/dev/null", tmp_path)
     assert err.startswith("compiled programs are not kept: ") and err.count("\n") == 1

@@ -79,7 +79,13 @@ def test_a_finished_run_says_so_and_changes_nothing(reference, program):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "moment", ["before the first save", "in epoch 2", "while saving", "after the last epoch"]
+    "moment",
+    [
+        pytest.param("before the first save", marks=pytest.mark.long),
+        "in epoch 2",
+        "while saving",
+        pytest.param("after the last epoch", marks=pytest.mark.long),
+    ],
 )
 def test_kill_9_and_the_same_command_again(moment, reference, program, tmp_path):
     workdir = tmp_path / "run"
@@ -158,6 +164,7 @@ def test_evaluate_measures_with_the_views_asked_for(speedrun, program):
     assert "tta" not in json.loads((speedrun / "evaluation.json").read_text())
 
 
+@pytest.mark.long
 def test_going_on_within_the_last_part_of_an_epoch(speedrun, program, tmp_path):
     """Stopped between two meetings of the lookahead, and again within the last, partial epoch."""
     workdir = tmp_path / "run"

@@ -34,7 +34,7 @@ def race(cache, tmp_path):
     return start
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_runs_are_kept_and_the_missing_ones_added(race, tmp_path, program):
     first = race("--runs=1", "--seed0=4")
     assert first.returncode == 0, first.stderr

@@ -370,7 +370,7 @@ def test_devices_do_not_change_the_losses(dataset):
         np.testing.assert_allclose(losses(dataset, devices, sizes), one, rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_devices_do_not_change_the_losses_over_many_steps(dataset):
     """In float64, where no rounding can tip a near-tie of a max-pool (in float32 one does, sooner
     or later)."""

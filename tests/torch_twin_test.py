@@ -346,6 +346,7 @@ def test_float64_with_the_convolutions_of_one_cpu(monkeypatch):
         rung(pair)
 
 
+@pytest.mark.long  # the planted mistakes need these to pass
 @pytest.mark.parametrize("name", SMALL)
 def test_narrow_nets_climb_the_ladder(name):
     pair = Pair(name, "float64", whole=True, **SMALL[name])
