@@ -193,7 +193,7 @@ def test_one_and_eight_devices_give_the_same_losses(program, tmp_path):
     assert [r["epoch"] for r in metrics(workdir)] == [1, 2, 3]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_several_steps_a_call(program, tmp_path):
     """What an accelerator does: a scan of steps; stopped after a call, it goes on exactly."""
     extra = (*QUICK, "--config.epochs=1", "--config.steps_per_call=12")

@@ -361,6 +361,7 @@ def losses(dataset, devices, sizes, float64=False):
     return out
 
 
+@pytest.mark.long  # main_test.py has it of the program
 def test_devices_do_not_change_the_losses(dataset):
     """Same seed: the same order and augmentation on any number of devices; BatchNorm over the
     whole batch."""
