@@ -310,7 +310,7 @@ def markdown(result):
         f"peak of a matrix product: {peak}; "
         f"GLIBC_TUNABLES {result['glibc_tunables'] or 'not set'}; "
         + ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-        + f"; commit {result['commit'] or 'unknown'}.",
+        + f"; commit {(result['commit'] or 'unknown')[:10]}.",
     ]
     if "speed" in result["settings"]["measure"]:
         lines += [
