@@ -19,7 +19,7 @@ from cifar_jax.data import Dataset
 from cifar_jax.exchange import load_torch_twin
 from cifar_jax.experiment import load_data, make_experiment
 from cifar_jax.metrics import Metrics
-from cifar_jax.steps import make_batches, make_evaluate, repeat, take
+from cifar_jax.steps import make_batches, make_evaluate, take
 
 REST = 0.3  # seconds between forms: the other's threads still spin for a while after their work
 
@@ -127,8 +127,7 @@ def _jax_training(sides, dtype, steps):
     made = time.perf_counter()
     start = exp.init_state()
     began = time.perf_counter()
-    program = jax.jit(repeat(exp.step, count, size), donate_argnums=0)
-    program = program.lower(start, sides.no_metrics, exp.train).compile()
+    program = exp.compile_steps((count, size, ()), start, sides.no_metrics)
     end = time.perf_counter()
     carry = [start]
 

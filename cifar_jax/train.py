@@ -17,7 +17,6 @@ from cifar_jax import workdir as files
 from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.experiment import environment, make_experiment, sample_images
 from cifar_jax.metrics import Metrics
-from cifar_jax.steps import repeat
 
 PROFILED = 3  # steps in a trace
 
@@ -160,8 +159,8 @@ class Run:
         exp, size = self.exp, self.exp.config.batch_size
         on_cpu = jax.default_backend() == "cpu"
         calls, count = (PROFILED, 1) if on_cpu else (1, PROFILED)  # as training calls it
-        steps = jax.jit(repeat(exp.step, count, size), donate_argnums=0)
         state = jax.tree.map(jnp.copy, self.state)
+        steps = exp.compile_steps((count, size, ()), state, self.no_metrics)
         options = jax.profiler.ProfileOptions()
         options.python_tracer_level = 0  # the device's work, not ours
         folder = self.path / "profile"
