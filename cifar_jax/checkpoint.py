@@ -21,7 +21,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from cifar_jax import InputError
 
-VERSION = 2
+VERSION = 3
 
 
 class DamagedCheckpoint(InputError):
@@ -32,14 +32,19 @@ def _first_line(error):
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def _kinds(tree):
+    """{path: dtype and shape} of every array."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
+
+
 def _checksums(tree):
     """{path: dtype, shape and CRC-32} of every array: Orbax has none and restores flipped bits."""
-    sums = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        array = np.ascontiguousarray(leaf.addressable_data(0))
-        crc = zlib.crc32(array.tobytes())
-        sums[jax.tree_util.keystr(path)] = f"{array.dtype}{list(array.shape)} {crc:08x}"
-    return sums
+    arrays = [np.ascontiguousarray(x.addressable_data(0)) for x in jax.tree.leaves(tree)]
+    crcs = [f"{zlib.crc32(x.tobytes()):08x}" for x in arrays]
+    return {
+        path: f"{kind} {crc}" for (path, kind), crc in zip(_kinds(tree).items(), crcs, strict=True)
+    }
 
 
 @contextlib.contextmanager
@@ -274,28 +279,41 @@ class Checkpoints:
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.sharding)
 
         path = self.manager.directory / str(step)
+        meta = self._read(step, meta=ocp.args.JsonRestore())["meta"]
+        found = meta.pop("checksum", None) if isinstance(meta, dict) else None
+        if found is None or found != _checksum_of_json(meta):
+            raise DamagedCheckpoint(f"checkpoint {path} is damaged: meta")
+        if meta["version"] != VERSION:
+            raise InputError(f"checkpoint {path} has format {meta['version']}, not {VERSION}")
+        for name, target in targets.items():  # Orbax would cast another dtype without a word
+            there = {k: v.rpartition(" ")[0] for k, v in meta["checksums"][name].items()}
+            differing = sorted(there.items() ^ _kinds(target).items())
+            if differing:
+                array = f"{name}{differing[0][0]}"
+                here = _kinds(target).get(differing[0][0], "missing")
+                raise InputError(
+                    f"checkpoint {path} is of another network: {array} is "
+                    f"{there.get(differing[0][0], 'missing')} there, {here} here"
+                )
         arguments = {
             name: ocp.args.StandardRestore(jax.tree.map(abstract, target))
             for name, target in targets.items()
         }
-        arguments["meta"] = ocp.args.JsonRestore()
-        reason = None
-        with _silent_leftovers():
-            try:
-                items = self.manager.restore(step, args=ocp.args.Composite(**arguments))
-                meta = dict(items["meta"])
-                found = meta.pop("checksum", None)
-            except Exception as error:
-                reason = _first_line(error)
-        if reason is not None:
-            raise DamagedCheckpoint(f"checkpoint {path} cannot be read: {reason}")
-        if meta.get("version") != VERSION:
-            raise InputError(f"checkpoint {path} has format {meta.get('version')}, not {VERSION}")
-        if found != _checksum_of_json(meta):
-            raise DamagedCheckpoint(f"checkpoint {path} is damaged: meta")
+        items = self._read(step, **arguments)
         for name in targets:
             sums = _checksums(items[name])
             bad = [key for key, value in meta["checksums"][name].items() if sums.get(key) != value]
             if bad or sums.keys() != meta["checksums"][name].keys():
                 raise DamagedCheckpoint(f"checkpoint {path} is damaged: {name}{(bad or [''])[0]}")
-        return items
+        return {**items, "meta": meta}
+
+    def _read(self, step, **arguments):
+        """{item: what Orbax finds}; DamagedCheckpoint, in its words, if it finds nothing sound."""
+        reason = None
+        with _silent_leftovers():
+            try:
+                return dict(self.manager.restore(step, args=ocp.args.Composite(**arguments)))
+            except Exception as error:
+                reason = _first_line(error)
+        path = self.manager.directory / str(step)
+        raise DamagedCheckpoint(f"checkpoint {path} cannot be read: {reason}")

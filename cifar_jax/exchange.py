@@ -91,7 +91,8 @@ def import_weights(config, workdir, source):
         summary = metrics.summary()
         with Checkpoints(path / "checkpoints", exp.placement) as checkpoints:
             none = jax.device_put(Metrics.zeros(len(exp.class_names)), exp.placement)
-            checkpoints.save(state, none, {"train_seconds": 0.0, "records": []}, summary["loss"])
+            meta = {"train_seconds": 0.0, "records": [], "rollbacks": []}
+            checkpoints.save(state, none, meta, summary["loss"])
         digest = hashlib.sha256(pathlib.Path(source).expanduser().read_bytes()).hexdigest()
         imported = {"file": str(source), "sha256": digest}
         # last: without it the folder is refused, so that no run starts over from random weights

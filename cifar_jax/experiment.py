@@ -272,7 +272,7 @@ def sample_images(train, augment, normalization, class_names, seed, columns=10):
 
 def environment():
     """What a result depends on besides the config: device, versions, git commit."""
-    device = jax.devices()[0]
+    device = sharding.first_device()
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     name = (
         device.device_kind
@@ -321,6 +321,8 @@ def _check(config):
             raise InputError(f"config.{field} must not be negative, not {value}")
     if config.loss.reduction not in ("mean", "sum"):
         raise InputError(f"unknown loss.reduction {config.loss.reduction!r}; choose mean or sum")
+    if config.on_nonfinite not in ("stop", "rollback"):
+        raise InputError(f"unknown on_nonfinite {config.on_nonfinite!r}; choose stop or rollback")
     if config.eval.tta not in VIEWS:
         raise InputError(f"unknown eval.tta {config.eval.tta!r}; choose one of {', '.join(VIEWS)}")
     phases = config.schedule.get("epochs")

@@ -14,6 +14,7 @@ class Metrics(struct.PyTreeNode):
     """Sums over images."""
 
     count: jax.Array
+    finite: jax.Array  # how many of them have a finite loss
     loss: jax.Array
     hits: jax.Array  # [3]: top-1, top-3, top-5
     confusion: jax.Array  # [C, C]: true, predicted
@@ -21,9 +22,8 @@ class Metrics(struct.PyTreeNode):
     @classmethod
     def zeros(cls, num_classes):
         """The sum over no image."""
-        return cls(
-            jnp.zeros(()), jnp.zeros(()), jnp.zeros(len(TOP)), jnp.zeros((num_classes, num_classes))
-        )
+        zero = jnp.zeros(())
+        return cls(zero, zero, zero, jnp.zeros(len(TOP)), jnp.zeros((num_classes, num_classes)))
 
     def __add__(self, other):
         return jax.tree.map(jnp.add, self, other)
@@ -76,5 +76,9 @@ def measure(logits, labels, loss, weight=None):
     true = jax.nn.one_hot(labels, num_classes) * weight[:, None]
     predicted = jax.nn.one_hot(logits.argmax(-1), num_classes)
     return Metrics(
-        weight.sum(), jnp.where(weight > 0, loss, 0.0) @ weight, hits.sum(0), true.T @ predicted
+        weight.sum(),
+        jnp.isfinite(loss) @ weight,
+        jnp.where(weight > 0, loss, 0.0) @ weight,
+        hits.sum(0),
+        true.T @ predicted,
     )

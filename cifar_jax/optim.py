@@ -114,8 +114,19 @@ def triangle(peak_lr, total_steps, *, pct_start, start_factor, end_factor):
     return lambda step: jnp.asarray(table, float)[jnp.minimum(step, total_steps - 1)]
 
 
-def make_schedules(*, name, total_steps, steps_per_epoch, **kwargs):
-    """Schedules by name from a config section.
+def make_schedules(*, halve_at=(), **kwargs):
+    """Schedules of a config section (_schedules_by_name); at each step of `halve_at` the learning
+    rate falls to half of what it would be, for good."""
+    schedules = _schedules_by_name(**kwargs)
+    if not halve_at:
+        return schedules
+    halves = piecewise_constant([0.5**i for i in range(len(halve_at) + 1)], sorted(halve_at))
+    rate = schedules.learning_rate
+    return dataclasses.replace(schedules, learning_rate=lambda step: rate(step) * halves(step))
+
+
+def _schedules_by_name(*, name, total_steps, steps_per_epoch, **kwargs):
+    """Schedules by name.
 
     'constant' (peak_lr); 'one_cycle' (peak_lr, pct_start, div_factor, final_div_factor, anneal,
     momentum: (base, maximum) or None); 'phases' (epochs, peak_lr, weight_decay: a value for each

@@ -1,9 +1,31 @@
 """Data parallelism: one mesh axis 'data' over all devices. The only file that says Mesh."""
 
+import pathlib
+
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cifar_jax import InputError
+
+NVIDIA_DRIVER = pathlib.Path("/proc/driver/nvidia/version")
+
+
+def first_device():
+    """The first device JAX uses.
+
+    InputError if it finds none of the platform asked for (JAX_PLATFORMS), or would train on the CPU
+    beside an NVIDIA GPU although nobody asked for that.
+    """
+    try:
+        device = jax.devices()[0]
+    except RuntimeError as error:
+        raise InputError(f"JAX finds no device: {str(error).splitlines()[0]}") from error
+    if device.platform == "cpu" and NVIDIA_DRIVER.exists() and not jax.config.jax_platforms:
+        raise InputError(
+            "there is an NVIDIA GPU, but this JAX cannot use it: install requirements.txt "
+            "(scripts/train.sh does), or say JAX_PLATFORMS=cpu to train on the CPU"
+        )
+    return device
 
 
 def make_mesh():

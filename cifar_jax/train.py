@@ -19,6 +19,7 @@ from cifar_jax.experiment import environment, make_experiment, sample_images
 from cifar_jax.metrics import Metrics
 
 PROFILED = 3  # steps in a trace
+MAX_ROLLBACKS = 3  # of a run, with config.on_nonfinite = "rollback"
 
 
 def train_and_evaluate(config, workdir):
@@ -44,8 +45,9 @@ def train_and_evaluate(config, workdir):
             result = run.finish(status)
     if status == "diverged":
         print(
-            f"diverged after step {result['steps']}: the loss or the state is not finite; "
-            "lower the learning rate (config.schedule.peak_lr) or clip (config.optim.clip_norm)",
+            f"diverged at step {result['diverged_at']}: the loss or the state is not finite; no "
+            "checkpoint holds it; lower the learning rate (config.schedule.peak_lr), clip "
+            "(config.optim.clip_norm) or go on with --config.on_nonfinite=rollback",
             file=sys.stderr,
         )
     return result
@@ -132,6 +134,8 @@ class Run:
         self.train_seconds = 0.0  # of the epoch under way
         self.compile_seconds = 0.0
         self.programs = {}
+        self.rollbacks = ()  # the steps gone back to, one for each time
+        self.diverged_at = None
         self.finite = jax.jit(all_finite)
         on_cpu = jax.default_backend() == "cpu"
         self.steps_per_call = exp.config.steps_per_call or (1 if on_cpu else exp.steps_per_epoch)
@@ -146,9 +150,41 @@ class Run:
             step = int(self.state.step)
             self.train_seconds = meta["train_seconds"]
             self.records = meta["records"]
+            self.slow_down(meta["rollbacks"])
             (self.path / "result.json").unlink(missing_ok=True)  # until this run says how it ended
             print(f"resuming {self.path} at epoch {self.exp.epochs_at(step):g}", flush=True)
         files.rewrite_metrics(metrics_file, self.records)
+
+    def slow_down(self, rollbacks):
+        """From each of the steps `rollbacks` on train at half the learning rate."""
+        self.rollbacks = tuple(rollbacks)
+        if self.rollbacks:
+            config, exp = self.exp.config.copy_and_resolve_references(), self.exp
+            with config.unlocked():
+                config.schedule.halve_at = self.rollbacks
+            splits = {"train": exp.train, "validation": exp.validation, "test": exp.test}
+            splits = {name: split for name, split in splits.items() if split is not None}
+            self.exp = make_experiment(config, splits=splits, class_names=exp.class_names)
+            self.programs = {}
+
+    def roll_back(self):
+        """Whether it could: to the newest checkpoint, or the beginning, and on more slowly."""
+        if self.exp.config.on_nonfinite == "stop" or len(self.rollbacks) == MAX_ROLLBACKS:
+            return False
+        before = self.rollbacks
+        self.state, self.metrics, self.records = self.exp.init_state(), self.no_metrics, []
+        self.train_seconds = 0.0
+        self.checkpoints.wait()
+        self.restore()
+        step = int(self.state.step)
+        self.slow_down((*before, step))
+        print(
+            f"diverged at step {self.diverged_at}; from step {step} on again at "
+            f"{0.5 ** len(self.rollbacks):g} of the learning rate",
+            file=sys.stderr,
+        )
+        self.diverged_at = None
+        return True
 
     def profile(self):
         """Trace PROFILED steps, after as many to warm up, to profile/ in the workdir.
@@ -191,8 +227,14 @@ class Run:
                 best = self.checkpoints.restore_best(self.state)
                 self.state = best.replace(step=self.state.step)
             step = self.train_epoch(step, end, interruption)
-            # interrupted or stopped within the epoch, there is nothing to evaluate yet
-            if not (self.end_epoch(step) if exp.ends_epoch(step) else self.save_if_finite()):
+            self.diverged_at = self.find_divergence(step)
+            if self.diverged_at is None:
+                # interrupted or stopped within the epoch, there is nothing to evaluate yet
+                self.end_epoch(step) if exp.ends_epoch(step) else self.save()
+            elif self.roll_back():
+                step = int(self.state.step)
+                self.compile(step, end)
+            else:
                 return "diverged"
         if step == exp.total_steps:
             return "done"
@@ -236,7 +278,8 @@ class Run:
         return program
 
     def train_epoch(self, step, end, interruption):
-        """Run the rest of the epoch `step` lies in; returns the step reached."""
+        """Run the rest of the epoch `step` lies in, or to a loss that is not finite; returns the
+        step reached."""
         exp, config, per_epoch = self.exp, self.exp.config, self.exp.steps_per_epoch
         epoch = step // per_epoch
         first = exp.images_at(epoch * per_epoch)
@@ -258,7 +301,8 @@ class Run:
                 self.state, self.metrics = program(self.state, self.metrics, exp.train)
                 step += count
                 # waiting for the call before keeps one in flight: the device never waits for us
-                jax.block_until_ready(previous)
+                if not math.isfinite(jax.device_get(previous.loss)):
+                    break
                 bar.update(count * size)
                 if not bar.disable:
                     now = previous.summary()
@@ -269,8 +313,17 @@ class Run:
         self.train_seconds = before + time.perf_counter() - start
         return step
 
+    def find_divergence(self, step):
+        """The step (1, 2, ...) whose loss was the first of this epoch not to be finite; `step` if
+        only the state is not; else None."""
+        sums = jax.device_get(self.metrics)
+        if math.isfinite(sums.loss):
+            return None if self.finite(self.state) else step
+        begin = (step - 1) // self.exp.steps_per_epoch * self.exp.steps_per_epoch
+        return begin + int(sums.finite) // self.exp.config.batch_size + 1
+
     def end_epoch(self, step):
-        """Evaluate, log and save at the end of an epoch; False if the run has diverged."""
+        """Evaluate, log and save at the end of an epoch."""
         exp = self.exp
         train = self.metrics.summary()
         evaluate = self.evaluate  # compiled before the clock starts
@@ -301,20 +354,21 @@ class Run:
             f"{record['images_per_second']:,.0f} images/s  {record['seconds']:.1f} s",
             flush=True,
         )
-        return math.isfinite(train["loss"]) and self.save_if_finite(measured["loss"])
+        self.save(measured["loss"])
 
     def images_of_epoch(self, step):
         """Images trained on in the epoch that ends at `step`."""
         begin = (step - 1) // self.exp.steps_per_epoch * self.exp.steps_per_epoch
         return self.exp.images_at(step) - self.exp.images_at(begin)
 
-    def save_if_finite(self, eval_loss=None):
-        """Save a checkpoint if the state is finite; returns whether it is."""
-        if not self.finite(self.state):
-            return False
-        meta = {"train_seconds": self.train_seconds, "records": self.records}
+    def save(self, eval_loss=None):
+        """Save a checkpoint of the state and all that a resumed run needs beside it."""
+        meta = {
+            "train_seconds": self.train_seconds,
+            "records": self.records,
+            "rollbacks": self.rollbacks,
+        }
         self.checkpoints.save(self.state, self.metrics, meta, eval_loss)
-        return True
 
     def finish(self, status):
         """Measure the best checkpoint on the test set, draw the report, write result.json last.
@@ -364,6 +418,8 @@ class Run:
             "dataset": exp.provenance,
             "seed": config.seed,
             **({"imported": imported} if imported else {}),
+            **({"diverged_at": self.diverged_at} if self.diverged_at else {}),
+            **({"rollbacks": [*self.rollbacks]} if self.rollbacks else {}),
             "epochs": exp.epochs_at(step),
             "epochs_planned": config.epochs,
             "steps": step,

@@ -13,7 +13,7 @@ from cifar_jax import InputError
 
 # Fields that may differ when a run goes on: they change where and how far, not what is computed.
 # A section's name stands for all its fields.
-FREE_FIELDS = ("data.dir", "stop_after", "report", "profile", "lr_find", "compare")
+FREE_FIELDS = ("data.dir", "stop_after", "on_nonfinite", "report", "profile", "lr_find", "compare")
 # And those that may differ when a run is only looked at.
 LOOKING_FIELDS = (*FREE_FIELDS, "eval.augmented", "eval.batch_size", "eval.tta")
 

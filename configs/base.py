@@ -19,6 +19,9 @@ def get_config():
     # training steps in one compiled call; 0: 1 on CPU, a whole epoch on an accelerator
     c.steps_per_call = 0
     c.report = True  # draw report/ at the end
+    # once the loss or the state is not finite: stop (exit code 3) | rollback: to the newest
+    # checkpoint, and on from there at half the learning rate; at most three times
+    c.on_nonfinite = "stop"
     c.profile = False  # first trace a few steps to profile/, for TensorBoard and Perfetto
 
     c.data = ConfigDict()

@@ -3,7 +3,9 @@
 A small run on the embedded digits is started, killed at a random moment with a random signal, and
 started again with the same command until it is done; then anew, until --kills are spent. Each
 finished run must equal an uninterrupted one bit for bit: every array of the last checkpoint (by its
-checksums), every line of metrics.jsonl (but for times), result.json's figures. Exit code 1 if not.
+checksums), every line of metrics.jsonl (but for times), result.json's figures. Then a tiny run of
+--epochs must need no more memory at its end than early on. Exit code 1 if not; what was found goes
+to --out. --fork spares the imports (tests/running.py), and with them the moments before the run.
 """
 
 import argparse
@@ -18,17 +20,17 @@ import sys
 import tempfile
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "tests"))
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import running  # noqa: E402
 
+from cifar_jax import workdir as files  # noqa: E402
+from cifar_jax.experiment import environment  # noqa: E402
+
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-
-
-def start(workdir, cache):
-    """A process that trains in `workdir`, with its report."""
-    arguments = (*running.QUICK, "--config.report=True", f"--workdir={workdir}")
-    return running.start(*arguments, cache=cache)
+SETTLED = 0.2  # of the epochs, after which memory counts
+FLAT = 1.02  # times the memory then, at most, at the end
 
 
 def content(workdir):
@@ -55,58 +57,98 @@ def phase(workdir):
     return "steps and evaluation" if (workdir / "metrics.jsonl").exists() else "start"
 
 
-def main():
+def soak(kills, rng, start, folder):
+    """{'survived', 'runs', 'kills': {signal and phase: count}} of that many kills.
+
+    `start(workdir)` starts the run. SystemExit, with what went wrong, if it is not the same.
+    """
+    for name in ("warm", "reference"):  # the second run says how long one takes
+        began = time.monotonic()
+        running.finish(start(folder / name))
+    lifetime = time.monotonic() - began
+    reference = content(folder / "reference")
+    tally, runs, workdir = collections.Counter(), 0, folder / "run"
+    while tally.total() < kills or workdir.exists():
+        process = start(workdir)
+        try:
+            wait = rng.uniform(0, lifetime) if tally.total() < kills else None
+            _, err = process.communicate(timeout=wait)
+        except subprocess.TimeoutExpired:
+            signum, where = rng.choice(SIGNALS), phase(workdir)
+            process.send_signal(signum)
+            if rng.random() < 0.3:  # a second one at once
+                process.send_signal(rng.choice(SIGNALS))
+            tally[f"{signum.name} in {where}"] += 1
+            _, err = process.communicate()
+        if process.returncode not in (0, 75, *(-signum for signum in SIGNALS)):
+            sys.exit(f"a run ended with exit code {process.returncode}: {err}")
+        if process.returncode == 0:
+            if content(workdir) != reference:
+                sys.exit(f"run {runs + 1} differs from the uninterrupted one; {dict(tally)}")
+            runs += 1
+            shutil.rmtree(workdir)
+    return {"survived": tally.total(), "runs": runs, "kills": dict(sorted(tally.items()))}
+
+
+def watch_memory(epochs, start, folder):
+    """{'epochs', 'settled', 'end': MiB resident} of a run of one step an epoch; SystemExit if it
+    grows."""
+    workdir = folder / "memory"
+    process = start(workdir)
+    log, found = workdir / "metrics.jsonl", {}
+    while process.poll() is None:
+        try:
+            size = int(pathlib.Path(f"/proc/{process.pid}/statm").read_text().split()[1]) / 256
+            lines = log.read_text().count("\n")
+        except OSError:
+            lines = 0
+        if lines >= epochs * SETTLED:
+            found.setdefault("settled", size)
+            found["end"] = size
+        time.sleep(0.2)
+    running.finish(process)
+    if found["end"] > FLAT * found["settled"]:
+        sys.exit(f"memory grew: {found} MiB")
+    return {"epochs": epochs, **found}
+
+
+def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--epochs", type=int, default=1000, help="of the run for memory; 0: none")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and signals")
-    args = parser.parse_args()
-    rng = random.Random(args.seed)
+    parser.add_argument("--fork", action="store_true", help="quicker starts")
+    parser.add_argument("--out", default=ROOT / "results" / "soak.json", help="JSON file")
+    return parser.parse_args(argv)
+
+
+def main(arguments):
+    start = running.Fork if arguments.fork else running.start
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        cache = folder / "cache"
-        for name in ("warm", "reference"):  # the second run says how long one takes
-            began = time.monotonic()
-            _, err = (process := start(folder / name, cache)).communicate()
-            if process.returncode:
-                sys.exit(f"the uninterrupted run failed: {err}")
-        lifetime = time.monotonic() - began
-        reference = content(folder / "reference")
-        tally, finished, lives, workdir = collections.Counter(), 0, 0, folder / "run"
-        while sum(tally.values()) < args.kills or lives:
-            process = start(workdir, cache)
-            lives += 1
-            spent = sum(tally.values()) >= args.kills
-            try:
-                process.wait(None if spent else rng.uniform(0, lifetime))
-            except subprocess.TimeoutExpired:
-                signum = rng.choice(SIGNALS)
-                where = phase(workdir)
-                process.send_signal(signum)
-                if rng.random() < 0.3:  # a second one at once
-                    process.send_signal(rng.choice(SIGNALS))
-                _, err = process.communicate()
-                if process.returncode not in (0, 75, *(-s for s in SIGNALS)):
-                    sys.exit(f"exit code {process.returncode} after {signum.name}: {err}")
-                tally[f"{signum.name} in {where}"] += 1
-                if process.returncode != 0:
-                    continue
-            _, err = process.communicate()
-            if process.returncode:
-                sys.exit(f"a run failed by itself, exit code {process.returncode}: {err}")
-            if content(workdir) != reference:
-                sys.exit(
-                    f"run {finished + 1}, in {lives} lives, differs from the uninterrupted one"
-                )
-            finished += 1
-            lives = 0
-            shutil.rmtree(workdir)
-    for what, count in sorted(tally.items()):
-        print(f"{count:4d}  {what}")
-    print(
-        f"{sum(tally.values())} kills survived by {finished} runs, "
-        "each equal to the uninterrupted one bit for bit"
-    )
+
+        def run(workdir, *more):
+            return start(*running.QUICK, *more, f"--workdir={workdir}", cache=folder / "cache")
+
+        found = {**environment(), "fork": arguments.fork, "seed": arguments.seed}
+        report = "--config.report=True"
+        found |= soak(
+            arguments.kills, random.Random(arguments.seed), lambda w: run(w, report), folder
+        )
+        print(json.dumps(found["kills"], indent=2))
+        print(
+            f"{found['survived']} kills survived by {found['runs']} runs, each equal to the "
+            "uninterrupted one bit for bit",
+            flush=True,
+        )
+        if arguments.epochs:
+            tiny = (f"--config.epochs={arguments.epochs}", "--config.batch_size=1500")
+            tiny = (*tiny, "--config.drop_last=True")
+            found["memory"] = watch_memory(arguments.epochs, lambda w: run(w, *tiny), folder)
+            print("MiB after a fifth of the epochs and at the end:", found["memory"])
+        files.write_json(files.writable(pathlib.Path(arguments.out).parent) / arguments.out, found)
+        return found
 
 
 if __name__ == "__main__":
-    main()
+    main(parse(sys.argv[1:]))

@@ -78,6 +78,7 @@ def test_nothing_saved_is_nothing_found(tmp_path):
         best(tmp_path / "c")
 
 
+@pytest.mark.case(15)
 def test_latest_and_best_are_both_kept(tmp_path):
     """The newest is not the best: neither is lost, and no more than three are kept."""
     folder = saved(tmp_path / "c", {1: 0.9, 2: 0.2, 3: 0.5, 4: 0.7, 5: 0.6})
@@ -85,12 +86,14 @@ def test_latest_and_best_are_both_kept(tmp_path):
     assert {int(p.name) for p in folder.iterdir() if p.name.isdigit()} == {2, 4, 5}
 
 
+@pytest.mark.case(16)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, None])
 def test_a_loss_that_is_no_number_is_never_best(tmp_path, bad):
     folder = saved(tmp_path / "c", {1: 0.9, 2: bad, 3: 1.5})
     assert (latest(folder), best(folder)) == (3, 1)
 
 
+@pytest.mark.case(7)
 def test_every_flipped_bit_is_noticed(tmp_path, rng):
     """Orbax alone restores flipped array bytes without a word."""
     whole = saved(tmp_path / "whole", {1: 0.5, 2: 0.4})
@@ -129,6 +132,7 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+@pytest.mark.case(8, 9)
 @pytest.mark.parametrize(
     "harm",
     [
@@ -137,7 +141,7 @@ def truncate(path):
         lambda step: array_files(step.parent, step.name)[0].unlink(),
         lambda step: shutil.rmtree(step / "training"),
         lambda step: truncate(next((step / "meta").glob("metadata"))),
-        lambda step: next((step / "meta").glob("metadata")).write_text('{"version": 2}'),
+        lambda step: next((step / "meta").glob("metadata")).write_text('{"version": 3}'),
         lambda step: truncate(step / "model" / "_METADATA"),
         lambda step: truncate(step / "metrics" / "metrics"),
         lambda step: (step / "_CHECKPOINT_METADATA").write_text("{"),
@@ -163,6 +167,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, harm, capsys):
     assert best(folder) in (1, 2)
 
 
+@pytest.mark.case(14)
 def test_all_damaged_refuses_to_start_over(tmp_path):
     folder = saved(tmp_path / "c", {1: 0.5, 2: 0.4})
     for step in (1, 2):
@@ -188,6 +193,7 @@ def test_a_save_killed_at_the_loss_is_no_damage(tmp_path):
     assert latest(folder) is None
 
 
+@pytest.mark.case(10)
 def test_an_empty_folder_with_a_number_is_no_checkpoint(tmp_path):
     folder = saved(tmp_path / "c", {1: 0.5})
     (folder / "7").mkdir()
@@ -195,6 +201,7 @@ def test_an_empty_folder_with_a_number_is_no_checkpoint(tmp_path):
     assert best(folder) == 1
 
 
+@pytest.mark.case(11)
 def test_foreign_files_are_left_alone(tmp_path):
     folder = saved(tmp_path / "c", {1: 0.5})
     (folder / "notes.txt").write_text("mine")
@@ -203,6 +210,7 @@ def test_foreign_files_are_left_alone(tmp_path):
     assert (folder / "notes.txt").read_text() == "mine" and (folder / "backup").is_dir()
 
 
+@pytest.mark.case(1)
 def test_what_a_killed_save_left_is_cleaned(tmp_path):
     folder = saved(tmp_path / "c", {1: 0.5})
     shutil.copytree(folder / "1", folder / "2.orbax-checkpoint-tmp")
@@ -218,25 +226,61 @@ def test_looking_touches_nothing(tmp_path):
     assert sorted(folder.rglob("*")) == before
 
 
+@pytest.mark.case(26)
 def test_another_format_is_refused_not_passed_over(tmp_path, monkeypatch):
     folder = saved(tmp_path / "c", {1: 0.5})
     monkeypatch.setattr(checkpoint, "VERSION", 99)
-    with pytest.raises(InputError, match="has format 2, not 99"):
+    with pytest.raises(InputError, match=f"has format {checkpoint.VERSION}, not 99"):
         latest(folder)
     assert (folder / "1").is_dir()
 
 
-def test_another_structure_is_no_start_from_scratch(tmp_path):
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        pytest.param(
+            lambda params: {"head": params["fc"]},
+            r"model\['params'\]\['fc'\]\['kernel'\] is float32\[400, 100\] there, missing here",
+            marks=pytest.mark.case(26),
+        ),
+        pytest.param(
+            lambda params: jax.tree.map(lambda x: x.astype(jnp.bfloat16), params),
+            r"is float32\[400, 100\] there, bfloat16\[400, 100\] here",
+            marks=pytest.mark.case(25),
+        ),
+        pytest.param(
+            lambda params: jax.tree.map(lambda x: x[:300], params),
+            r"is float32\[400, 100\] there, float32\[300, 100\] here",
+            marks=pytest.mark.case(26),
+        ),
+    ],
+    ids=["renamed", "another dtype", "another shape"],
+)
+def test_another_network_is_refused_by_name(change, says, tmp_path):
+    """Orbax would cast the dtype without a word."""
     folder = saved(tmp_path / "c", {1: 0.5})
     state = state_at(0)
-    renamed = state.replace(params={"head": state.params["fc"]})
     with (
         Checkpoints(folder, PLACE) as checkpoints,
-        pytest.raises(InputError, match="no older checkpoint is sound"),
+        pytest.raises(InputError, match="is of another network: .*" + says),
     ):
-        checkpoints.restore_latest(renamed, sums())
+        checkpoints.restore_latest(state.replace(params=change(state.params)), sums())
+    assert latest(folder) == 1
 
 
+@pytest.mark.case(39)
+def test_a_save_waits_for_the_one_before(tmp_path):
+    """Six in a row: none is lost but those that the rule lets go."""
+    folder = tmp_path / "c"
+    with Checkpoints(folder, PLACE) as checkpoints:
+        for step in range(1, 7):
+            loss = 0.1 if step == 2 else 0.5
+            checkpoints.save(state_at(step), sums(), {"train_seconds": 1.5}, loss)
+    assert sorted(int(p.name) for p in folder.iterdir()) == [2, 5, 6]
+    assert latest(folder) == 6 and best(folder) == 2
+
+
+@pytest.mark.case(12)
 def test_no_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
     folder = saved(tmp_path / "c", {1: 0.5})
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
@@ -249,6 +293,7 @@ def test_no_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
     assert latest(folder) == 1
 
 
+@pytest.mark.case(12)
 def test_a_save_that_fails_underway_is_told(tmp_path, monkeypatch):
     """What Orbax reports only when waited for."""
     folder = saved(tmp_path / "c", {1: 0.5})
@@ -264,6 +309,7 @@ def test_a_save_that_fails_underway_is_told(tmp_path, monkeypatch):
     assert latest(folder) == 1
 
 
+@pytest.mark.case(8)
 def test_a_damaged_best_gives_way_to_the_next(tmp_path, capsys):
     folder = saved(tmp_path / "c", {1: 0.2, 2: 0.5, 3: 0.4})
     truncate(array_files(folder, 1)[0])

@@ -19,7 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # OpenMP's threads would spin against t
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-from running import QUICK, SPEEDRUN, finish, start  # noqa: E402
+from running import QUICK, SPEEDRUN, Fork, finish, start  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -63,11 +63,13 @@ def cache(shared_folder):
 
 @pytest.fixture
 def program(cache):
-    """start(*arguments, devices=1, ...) -> a running main.py; see running.start."""
+    """program(*arguments, devices=1, ...) -> a running main.py: see running.Fork, or running.start
+    where it has a `prefix`."""
     running = []
 
     def start_one(*arguments, **settings):
-        running.append(start(*arguments, cache=cache, **settings))
+        run = start if "prefix" in settings else Fork
+        running.append(run(*arguments, cache=cache, **settings))
         return running[-1]
 
     yield start_one

@@ -125,6 +125,7 @@ def test_every_official_form_gives_the_same_images(form, small, tmp_path):
         assert_is(data.load("cifar10", itself, split), expected[split])
 
 
+@pytest.mark.case(27)
 @pytest.mark.parametrize("damage", ["one bit", "cut short", "longer", "empty", "gone"])
 @pytest.mark.parametrize("form", FORMS)
 def test_damaged_files_are_named(form, damage, small, tmp_path):
@@ -164,6 +165,7 @@ class Payload:
         return os.system, (f"touch {self.path}",)
 
 
+@pytest.mark.case(29)
 def test_a_pickle_that_is_not_what_it_claims_runs_nothing(small, tmp_path, monkeypatch):
     python, _, _ = small
     trap = tmp_path / "ran"
@@ -180,6 +182,7 @@ def test_a_pickle_that_is_not_what_it_claims_runs_nothing(small, tmp_path, monke
     assert not trap.exists()
 
 
+@pytest.mark.case(29)
 @pytest.mark.parametrize(
     "value",
     [
@@ -197,6 +200,7 @@ def test_pickles_of_another_content_are_refused(value):
         data._unpickle(raw, "here")
 
 
+@pytest.mark.case(30)
 def test_hostile_archives_write_nothing(small, tmp_path):
     """Paths that climb, links and devices are passed over; a member of the right name must be a
     plain file."""
@@ -223,6 +227,7 @@ def test_hostile_archives_write_nothing(small, tmp_path):
     assert set(pathlib.Path(tmp_path).rglob("*")) == before
 
 
+@pytest.mark.case(30)
 def test_an_archive_bomb_is_refused(small, tmp_path):
     with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz", compresslevel=1) as tar:
         member = tarfile.TarInfo("cifar-10-batches-py/zeros")
@@ -233,6 +238,7 @@ def test_an_archive_bomb_is_refused(small, tmp_path):
         data.load("cifar10", tmp_path, "train")
 
 
+@pytest.mark.case(31)
 def test_wrong_labels_are_refused(small, tmp_path, monkeypatch):
     python, _, _ = small
     images = np.zeros((N, 32, 32, 3), np.uint8)
@@ -337,6 +343,7 @@ def test_download_prepares_a_tfds_folder_and_reads_it_again(small, tmp_path, mon
         data.load("cifar10", root, "test")
 
 
+@pytest.mark.case(28)
 def test_a_damaged_download_is_refused(small, tmp_path, monkeypatch):
     _, binary, _ = small
     bad = dict(binary)
@@ -350,9 +357,32 @@ def test_a_damaged_download_is_refused(small, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("data/cifar10/3.0.2/*"))
 
 
+@pytest.mark.case(28)
+def test_a_download_that_breaks_off_is_never_taken_for_whole(small, tmp_path, monkeypatch):
+    """The connection ends half way; the next try, with nothing cleared away, gets it all."""
+    _, binary, expected = small
+    (tmp_path / "home").mkdir()
+    archive = tmp_path / "home" / "cifar-10-binary.tar.gz"
+    make_tar(archive, "cifar-10-batches-bin", binary)
+    root = tmp_path / "data"
+    with serve(tmp_path / "home") as (address, _):
+        monkeypatch.setattr(data, "URL", f"{address}/cifar-10-binary.tar.gz")
+        with monkeypatch.context() as cut:
+            cut.setattr(http.server.SimpleHTTPRequestHandler, "copyfile", half)
+            with pytest.raises(InputError, match="failed|damaged"):
+                data.load("cifar10", root, "train")
+        assert not list(root.glob("cifar10/3.0.2/*"))
+        assert_is(data.load("cifar10", root, "train"), expected["train"])
+
+
+def half(handler, source, out):
+    content = source.read()
+    out.write(content[: len(content) // 2])
+
+
 def unreachable():
     """Addresses that do not answer: a closed port, a name that cannot exist, a server that accepts
-    and is silent."""
+    and is silent, one that does not speak TLS."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         closed = s.getsockname()[1]
@@ -360,8 +390,12 @@ def unreachable():
     yield "http://no-such-host.invalid/x.tar.gz", None
     silent = socket.create_server(("127.0.0.1", 0))
     yield f"http://127.0.0.1:{silent.getsockname()[1]}/x.tar.gz", silent
+    with serve(".") as (address, asked):
+        yield f"{address.replace('http', 'https')}/README.md", None
+        assert not any("GET" in line for line in asked)  # it is not asked again without TLS
 
 
+@pytest.mark.case(32)
 def test_without_network_it_gives_up_in_ten_seconds_and_says_what_to_do(
     small, tmp_path, monkeypatch
 ):

@@ -40,6 +40,7 @@ def test_wrappings_of_training_scripts_are_opened(tmp_path):
     np.testing.assert_array_equal(found["fc.weight"], np.ones(2, np.float32))
 
 
+@pytest.mark.case(29)
 def test_a_pickle_that_runs_code_is_refused_unrun(tmp_path):
     target = tmp_path / "made"
     torch.save({"w": Hostile(target)}, tmp_path / "zip.pt")

@@ -1,11 +1,180 @@
-"""Faults injected for real while the program runs; bad input is in main_test.py."""
+"""Faults injected for real into runs of the program; every run must end as if there had been none.
 
+Marked with the cases of README's "What it survives". Faults of files are in data_test.py,
+checkpoint_test.py and fuzz_test.py, those of several processes in distributed_test.py.
+"""
+
+import functools
+import importlib.util
 import os
 import shutil
 import signal
 
 import pytest
-from running import QUICK, assert_same_run, finish, metrics, result, wait_for
+from running import QUICK, ROOT, assert_same_run, finish, metrics, result, wait_for
+
+SIGKILL, SIGTERM, SIGINT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
+
+
+def places():
+    """{name: (object, attribute)} of what a run calls, where a fault can strike."""
+    from cifar_jax import report, train
+
+    return {
+        "compile": (train.Run, "compile"),
+        "step": (train.tqdm, "update"),  # once a step
+        "evaluate": (train.Run, "end_epoch"),
+        "log": (train.files, "append_metrics"),
+        "save": (train.Checkpoints, "save"),
+        "report": (report, "write_report"),
+        "result": (train.files, "write_json"),
+    }
+
+
+def strike(place, call, before=lambda *args: None, after=lambda *args: None):
+    """At the `call`-th call of a place do something before or after it."""
+    target, name = places()[place]
+    original, count = getattr(target, name), 0
+
+    def struck(*args, **kwargs):
+        nonlocal count
+        count += 1
+        if count == call:
+            before(*args)
+        value = original(*args, **kwargs)
+        if count == call:
+            after(*args)
+        return value
+
+    setattr(target, name, struck)
+
+
+def send(*signums):
+    """What sends this process these signals."""
+    return functools.partial(_send, signums)
+
+
+def _send(signums, *args):
+    for signum in signums:
+        os.kill(os.getpid(), signum)
+
+
+def fail(*args):
+    raise MemoryError("planted")
+
+
+def plant_nan(collection, run, step):
+    """NaN in the first array of the state's params or batch_stats."""
+    import jax
+    import jax.numpy as jnp
+
+    leaves, treedef = jax.tree.flatten(getattr(run.state, collection))
+    planted = treedef.unflatten([jnp.full_like(leaves[0], jnp.nan), *leaves[1:]])
+    run.state = run.state.replace(**{collection: jax.device_put(planted, run.exp.placement)})
+
+
+KILLED = -SIGKILL
+MOMENTS = {  # (cases, place, call, before, after, exit code, step reached); 24 steps an epoch
+    "killed before the first save": ((1,), "save", 1, (SIGKILL,), (), KILLED, None),
+    "killed while saving": ((1, 21), "save", 2, (), (SIGKILL,), KILLED, None),
+    "killed between log and save": ((38,), "log", 2, (), (SIGKILL,), KILLED, None),
+    "killed in the report": ((40,), "report", 1, (SIGKILL,), (), KILLED, None),
+    "killed before the result": ((40,), "result", 2, (SIGKILL,), (), KILLED, None),
+    "SIGTERM within an epoch": ((3, 20), "step", 31, (SIGTERM,), (), 75, 31),
+    "signals while compiling": ((6, 20), "compile", 1, (SIGINT,) * 3, (), 75, 0),
+    "SIGTERM in an evaluation": ((6,), "evaluate", 1, (SIGTERM,), (), 75, 24),
+    "signals while saving": ((4,), "save", 1, (SIGTERM,), (SIGINT, SIGTERM), 75, 24),
+    "SIGTERM in the last step": ((20,), "step", 72, (SIGTERM,), (), 0, 72),
+    "signals in the report": ((40,), "report", 1, (SIGTERM, SIGINT), (), 0, 72),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "moment",
+    [pytest.param(name, marks=pytest.mark.case(*MOMENTS[name][0])) for name in MOMENTS],
+)
+def test_struck_and_started_again(moment, reference, program, tmp_path):
+    """Killed or signalled at a moment; the same command again equals the uninterrupted run."""
+    _, place, call, before, after, code, step = MOMENTS[moment]
+    run = (*QUICK, f"--workdir={tmp_path}/run", f"--config.report={place == 'report'}")
+    fault = functools.partial(strike, place, call, send(*before), send(*after))
+    finish(program(*run, fault=fault), code=code)
+    if code == KILLED:
+        assert not (tmp_path / "run" / "result.json").exists()
+    else:
+        left = result(tmp_path / "run")
+        assert left["status"] == ("interrupted" if code else "done") and left["steps"] == step
+    finish(program(*run))
+    assert_same_run(tmp_path / "run", reference)
+
+
+@pytest.mark.slow
+@pytest.mark.case(2)
+def test_a_program_that_fails_right_after_a_save_waits_for_it(reference, program, tmp_path):
+    run = (*QUICK, f"--workdir={tmp_path}/run")
+    fault = functools.partial(strike, "save", 2, after=fail)
+    _, err = finish(program(*run, fault=fault), code=1)
+    assert "MemoryError: planted" in err
+    assert (tmp_path / "run" / "checkpoints" / "48").is_dir()
+    out, _ = finish(program(*run))
+    assert "at epoch 2" in out
+    assert_same_run(tmp_path / "run", reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "collection",
+    [
+        pytest.param("params", marks=pytest.mark.case(17)),
+        pytest.param("batch_stats", marks=pytest.mark.case(18)),
+    ],
+)
+def test_nan_is_never_saved(collection, reference, program, tmp_path):
+    """Planted at the end of the second epoch, whose loss is finite; without it the run goes on."""
+    run = (*QUICK, f"--workdir={tmp_path}/run")
+    fault = functools.partial(plant_later, collection)
+    _, err = finish(program(*run, fault=fault), code=3)
+    assert "diverged at step 48" in err and "Traceback" not in err
+    left = result(tmp_path / "run")
+    assert (left["status"], left["diverged_at"], left["best"]["epoch"]) == ("diverged", 48, 1)
+    out, _ = finish(program(*run))
+    assert "at epoch 1" in out
+    assert_same_run(tmp_path / "run", reference)
+
+
+def plant_later(collection):
+    """In the state that the second look for a divergence sees."""
+    from cifar_jax import train
+
+    original, count = train.Run.find_divergence, 0
+
+    def look(run, step):
+        nonlocal count
+        count += 1
+        if count == 2:
+            plant_nan(collection, run, step)
+        return original(run, step)
+
+    train.Run.find_divergence = look
+
+
+DIVERGING = ("--config.optim.name=sgd", "--config.schedule.peak_lr=1e30")
+
+
+@pytest.mark.slow
+@pytest.mark.case(17)
+def test_a_loss_that_is_not_finite_ends_the_run_at_its_step(program, tmp_path):
+    """The step is the same with many steps a call; going on slowly is no help here either."""
+    steps = set()
+    for name, more in (("a", ()), ("b", ("--config.steps_per_call=6",))):
+        run = (*QUICK, *DIVERGING, *more, f"--workdir={tmp_path}/{name}")
+        _, err = finish(program(*run), code=3)
+        assert err.count("\n") == 1 and "--config.on_nonfinite=rollback" in err
+        assert not list((tmp_path / name / "checkpoints").glob("[0-9]*"))
+        assert metrics(tmp_path / name) == []
+        steps.add(result(tmp_path / name)["diverged_at"])
+    assert len(steps) == 1 and 1 < steps.pop() < 24
 
 
 def newest(workdir):
@@ -33,6 +202,86 @@ def stop_after(program, workdir, epochs):
 
 
 @pytest.mark.slow
+@pytest.mark.case(17)
+def test_rollback_goes_on_from_the_checkpoint_at_half_the_rate(reference, program, tmp_path):
+    """And a run that is interrupted after it goes on at that rate."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    rollback = (*QUICK, "--config.on_nonfinite=rollback")
+    fault = functools.partial(plant_later, "params")
+    _, err = finish(program(*rollback, f"--workdir={whole}", fault=fault))
+    assert "diverged at step 48; from step 24 on again at 0.5 of the learning rate" in err
+    assert result(whole)["status"] == "done" and result(whole)["rollbacks"] == [24]
+    rates = [[r["lr"] for r in metrics(run)] for run in (whole, reference)]
+    assert [ours / full for ours, full in zip(*rates)] == pytest.approx([1, 0.5, 0.5])
+    fault = functools.partial(plant_and_interrupt, 24 + 24 + 30)
+    finish(program(*rollback, f"--workdir={parts}", fault=fault), code=75)
+    assert result(parts)["steps"] == 24 + 30
+    finish(program(*rollback, f"--workdir={parts}"))
+    assert_same_run(whole, parts)
+
+
+def plant_and_interrupt(call):
+    plant_later("params")
+    strike("step", call, send(SIGTERM))
+
+
+@pytest.mark.slow
+@pytest.mark.case(17)
+def test_rollbacks_come_to_an_end(program, tmp_path):
+    run = (*QUICK, *DIVERGING, "--config.on_nonfinite=rollback", f"--workdir={tmp_path}/run")
+    _, err = finish(program(*run), code=3)
+    assert err.count("from step 0 on again") == 3
+    assert result(tmp_path / "run")["rollbacks"] == [0, 0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.case(22)
+def test_a_run_moves_from_8_to_1_to_2_devices(reference, program, tmp_path):
+    """The same images in the same order; sums over devices round in another way."""
+    workdir = tmp_path / "run"
+    for devices, epochs in ((8, 1), (1, 2), (2, 3)):
+        run = (*QUICK, f"--workdir={workdir}", f"--config.stop_after={epochs}")
+        finish(program(*run, devices=devices))
+    for ours, theirs in zip(metrics(workdir), metrics(reference)):
+        assert ours.keys() == theirs.keys()
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.case(34)
+@pytest.mark.parametrize("harm", ["torn entries", "no such folder"])
+def test_a_bad_compilation_cache_changes_nothing(harm, reference, cache, program, tmp_path):
+    folder = tmp_path / "cache"
+    if harm == "torn entries":
+        shutil.copytree(cache, folder)
+        for path in folder.glob("*-cache"):
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    else:
+        folder = "/proc/nothing"
+    variables = {"JAX_COMPILATION_CACHE_DIR": str(folder)}
+    _, err = finish(program(*QUICK, f"--workdir={tmp_path}/run", variables=variables))
+    assert "Traceback" not in err
+    assert_same_run(tmp_path / "run", reference)
+
+
+@pytest.mark.case(35)
+def test_a_missing_gpu_is_one_sentence(program, tmp_path):
+    """Asked for by name, as its user would."""
+    run = (*QUICK, f"--workdir={tmp_path}/run")
+    asked = program(*run, prefix=(), variables={"JAX_PLATFORMS": "cuda"})
+    _, err = finish(asked, code=2)
+    assert err.count("\n") == 1 and "cuda" in err
+
+
+@pytest.mark.case(35)
+def test_no_memory_is_one_sentence(program, tmp_path):
+    run = (*QUICK, "--config.model.widths=1000000,1000000,8,8", f"--workdir={tmp_path}/run")
+    _, err = finish(program(*run), code=2)
+    assert err.count("\n") == 1 and "memory" in err
+
+
+@pytest.mark.slow
+@pytest.mark.case(7)
 def test_a_run_with_a_rotten_checkpoint_ends_as_if_nothing_had_been(reference, program, tmp_path):
     """It goes back one checkpoint, says so, and still equals the uninterrupted run bit for bit."""
     workdir = tmp_path / "run"
@@ -47,6 +296,7 @@ def test_a_run_with_a_rotten_checkpoint_ends_as_if_nothing_had_been(reference, p
 
 
 @pytest.mark.slow
+@pytest.mark.case(14)
 def test_with_no_sound_checkpoint_it_does_not_start_over(program, tmp_path):
     workdir = tmp_path / "run"
     stop_after(program, workdir, 1)
@@ -62,6 +312,7 @@ def test_with_no_sound_checkpoint_it_does_not_start_over(program, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.case(33)
 def test_a_second_trainer_is_refused_and_the_first_goes_on(reference, program, tmp_path):
     workdir = tmp_path / "run"
     first = program(*QUICK, f"--workdir={workdir}")
@@ -73,32 +324,7 @@ def test_a_second_trainer_is_refused_and_the_first_goes_on(reference, program, t
 
 
 @pytest.mark.slow
-def test_signals_in_a_row_and_while_compiling(reference, program, tmp_path):
-    """The first, while it loads and compiles, only sets a flag; those after it change nothing."""
-    workdir = tmp_path / "run"
-    first = program(*QUICK, f"--workdir={workdir}")
-    wait_for(lambda: (workdir / "config.json").exists(), first)
-    for _ in range(3):
-        first.send_signal(signal.SIGINT)
-    finish(first, code=75)
-    assert result(workdir)["status"] == "interrupted"
-    finish(program(*QUICK, f"--workdir={workdir}"))
-    assert_same_run(workdir, reference)
-
-
-@pytest.mark.slow
-def test_signals_while_saving(reference, program, tmp_path):
-    workdir = tmp_path / "run"
-    first = program(*QUICK, f"--workdir={workdir}")
-    wait_for(lambda: any((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*")), first)
-    first.send_signal(signal.SIGTERM)
-    first.send_signal(signal.SIGINT)
-    finish(first, code=75)
-    finish(program(*QUICK, f"--workdir={workdir}"))
-    assert_same_run(workdir, reference)
-
-
-@pytest.mark.slow
+@pytest.mark.case(12)
 def test_a_disk_that_fills_up_loses_nothing(reference, program, tmp_path):
     """No file may grow beyond 8 KiB: the second checkpoint does not reach the disk."""
     workdir = tmp_path / "run"
@@ -114,6 +340,7 @@ def test_a_disk_that_fills_up_loses_nothing(reference, program, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.case(38)
 def test_a_lost_or_torn_log_is_made_again_from_the_checkpoint(reference, program, tmp_path):
     """Deleted, then of another shape with a torn end and all files from the year 2096."""
     workdir = tmp_path / "run"
@@ -129,9 +356,23 @@ def test_a_lost_or_torn_log_is_made_again_from_the_checkpoint(reference, program
 
 
 @pytest.mark.slow
+@pytest.mark.case(37)
 def test_a_scheduler_s_variables_change_nothing(reference, program, tmp_path):
     """JAX would try to join a cluster of two if it were asked to initialise."""
     stray = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
     stray["SLURM_STEP_NODELIST"] = "nowhere[1-2]"
     finish(program(*QUICK, f"--workdir={tmp_path}/run", variables=stray))
     assert_same_run(tmp_path / "run", reference)
+
+
+@pytest.mark.slow
+@pytest.mark.case(21)
+def test_soak(tmp_path):
+    """Ten kills at random moments; scripts/soak.py has a hundred."""
+    spec = importlib.util.spec_from_file_location("soak", ROOT / "scripts" / "soak.py")
+    soak = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(soak)
+    found = soak.main(
+        soak.parse(["--kills=10", "--epochs=0", "--fork", f"--out={tmp_path}/soak.json"])
+    )
+    assert found["survived"] == 10 and found["runs"] >= 1

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,18 +30,85 @@ def start(*arguments, cache, devices=1, prefix=(), variables=None):
     return subprocess.Popen(
         [*prefix, sys.executable, "main.py", *map(str, arguments)],
         cwd=ROOT,
-        env={
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            **(variables or {}),
-        },
+        env={**os.environ, **_environment(cache, devices, variables)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def _environment(cache, devices, variables):
+    return {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        **(variables or {}),
+    }
+
+
+class Fork:
+    """main.py as `start` runs it, but forked from a server that has its imports done: two seconds
+    earlier. `fault` is called in it first; it may replace functions of the program.
+
+    What differs: the interpreter is left at once, without its last rites.
+    """
+
+    def __init__(self, *arguments, cache, devices=1, variables=None, fault=None):
+        os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["running", "main", "cifar_jax.compare", "cifar_jax.train"])
+        self.folder = tempfile.TemporaryDirectory()
+        self.outputs = [f"{self.folder.name}/{name}" for name in ("out", "err")]
+        self.process = context.Process(
+            target=_main,
+            args=(
+                [*map(str, arguments)],
+                _environment(cache, devices, variables),
+                self.outputs,
+                fault,
+            ),
+        )
+        self.process.start()
+        self.pid = self.process.pid
+
+    def poll(self):
+        return self.process.exitcode
+
+    returncode = property(poll)
+
+    def send_signal(self, signum):
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout=None):
+        self.process.join(timeout)
+        if self.poll() is None:
+            raise subprocess.TimeoutExpired("main.py", timeout)
+        return tuple(pathlib.Path(path).read_text() for path in self.outputs)
+
+
+def _main(arguments, environment, outputs, fault):
+    """main.py in this process, which ends with its exit code."""
+    os.chdir(ROOT)
+    os.environ.update(environment)
+    for number, path in enumerate(outputs, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    sys.argv = ["main.py", *arguments]
+    import jax
+    from absl import app
+
+    import main
+
+    jax.config.update("jax_compilation_cache_dir", environment["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    if fault:
+        fault()
+    app.run(main.main, flags_parser=main.parse)
 
 
 def finish(process, code=0):
@@ -97,33 +165,3 @@ def wait_for(condition, process, seconds=120):
         assert time.monotonic() < end, "nothing happened in time"
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
-
-
-def _main(arguments, errors):
-    """main.py in this process, which ends with its exit code; stderr goes to a file."""
-    os.chdir(ROOT)
-    os.environ.update(JAX_PLATFORMS="cpu", XLA_FLAGS="")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    os.dup2(os.open(errors, os.O_WRONLY), 2)
-    sys.argv = ["main.py", *arguments]
-    from absl import app
-
-    import main
-
-    app.run(main.main, flags_parser=main.parse)
-
-
-def refusal(arguments):
-    """(exit code, stderr) of the program; for quick refusals: its imports are done only once.
-
-    A server process imports the program and forks for each call.
-    """
-    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["running", "main", "cifar_jax.compare", "cifar_jax.train"])
-    with tempfile.NamedTemporaryFile("r") as errors:
-        process = context.Process(target=_main, args=([*map(str, arguments)], errors.name))
-        process.start()
-        process.join(120)
-        assert process.exitcode is not None, "it hangs"
-        return process.exitcode, errors.read()

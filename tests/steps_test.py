@@ -285,6 +285,7 @@ def test_many_seeds_by_vmap_are_the_seeds_alone(dataset):
 # -------------------------------------------------------------------------------------- evaluation
 
 
+@pytest.mark.case(23)
 @pytest.mark.parametrize("batch_size", [1, 7, 32, 100, 512])
 def test_every_image_counts_once_at_any_batch_size(dataset, batch_size):
     model, _, _, state = setup()
@@ -391,6 +392,7 @@ def test_the_batch_is_split_over_the_devices(dataset):
     assert {s.data.shape for s in whole.addressable_shards} == {(33, 4)}
 
 
+@pytest.mark.case(23)
 def test_undivided_batches_are_refused():
     mesh = sharding.make_mesh()
     sharding.check_batch_size(512, mesh)
