@@ -8,12 +8,13 @@ are in step (exit code 1 if not).
 """
 
 import argparse
+import collections
 import json
 import pathlib
 import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "tests")]
 RUNS, COMPARISONS = ROOT / "results" / "runs", ROOT / "results" / "comparisons"
 SPEEDRUNS, BENCHMARKS = ROOT / "results" / "speedrun", ROOT / "results" / "benchmarks"
 README = ROOT / "README.md"
@@ -174,10 +175,12 @@ def ours(runs, original):
 
 
 def provenance(result):
-    """Device, versions, commit and data of a result, in words."""
+    """Device, versions, commit and data (if it has any) of a result, in words."""
     versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
-    commit, sha = (result["commit"] or "unknown")[:10], result["dataset"]["sha256"]["train"][:12]
-    return f"{result['device']}, {versions}, commit {commit}, train sha256 {sha}"
+    text = f"{result['device']}, {versions}, commit {(result['commit'] or 'unknown')[:10]}"
+    if "dataset" in result:
+        text += f", train sha256 {result['dataset']['sha256']['train'][:12]}"
+    return text
 
 
 def comparisons():
@@ -241,11 +244,44 @@ def benchmarks():
     return "\n".join(markdown(r) for r in found).rstrip() or NOT_YET
 
 
+def faults():
+    """A row for each case of tests/cases.py: how many tests show that it holds; then the soak."""
+    from cases import CASES
+
+    path = ROOT / "results" / "faults.json"
+    if not path.exists():
+        return NOT_YET
+    found = json.loads(path.read_text())
+    rows = ["| | what happens | what the run does | tests |", "|--:|---|---|---|"]
+    for number, (fault, outcome) in CASES.items():
+        tests = found["cases"].get(str(number), {})
+        counts = collections.Counter(tests.values())
+        told = ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
+        files = sorted({test.partition("::")[0] for test in tests})
+        where = f" ({', '.join(files)})" if files else ""
+        rows.append(f"| {number} | {fault} | {outcome} | {told}{where} |")
+    rows += ["", f"Tested on {provenance(found)}."]
+    path = ROOT / "results" / "soak.json"
+    if path.exists():
+        soak = json.loads(path.read_text())
+        rows += [
+            "",
+            f"Killed {soak['survived']} times at random moments, {soak['runs']} runs ended bit for "
+            "bit as the uninterrupted one ("
+            + ", ".join(f"{count} x {what}" for what, count in soak["kills"].items())
+            + f"). Resident memory of a run of {soak['memory']['epochs']:,} epochs: "
+            f"{soak['memory']['settled']:.0f} MiB after a fifth of them, "
+            f"{soak['memory']['end']:.0f} MiB at the end. {provenance(soak)}.",
+        ]
+    return "\n".join(rows)
+
+
 BLOCKS = {
     "results": results,
     "comparison": comparisons,
     "benchmark": benchmarks,
     "speedrun": speedruns,
+    "faults": faults,
 }
 
 

@@ -24,8 +24,14 @@ from running import QUICK, SPEEDRUN, Fork, finish, start  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--cases", help="JSON file for the outcomes of the tests marked `case`")
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
+        for mark in item.iter_markers("case"):
+            item.user_properties += [("case", number) for number in mark.args]
         if item.get_closest_marker("gpu") and not GPU:
             item.add_marker(
                 pytest.mark.skip(reason="needs a GPU: set CIFAR_JAX_TEST_GPU=1 where there is one")
@@ -36,6 +42,27 @@ def pytest_collection_modifyitems(items):
                     reason="needs CIFAR-10: set CIFAR10_DIR to the folder that holds it"
                 )
             )
+
+
+OUTCOMES = {}  # case: {test: outcome}
+
+
+def pytest_runtest_logreport(report):
+    """In the process that gathers the reports, be there workers or not."""
+    for name, number in report.user_properties:
+        if name == "case" and (report.when == "call" or not report.passed):
+            test = report.nodeid.removeprefix("tests/")
+            OUTCOMES.setdefault(number, {})[test] = report.outcome
+
+
+def pytest_sessionfinish(session):
+    path = session.config.getoption("--cases")
+    if path and "PYTEST_XDIST_WORKER" not in os.environ:
+        from cifar_jax import workdir
+        from cifar_jax.experiment import environment
+
+        cases = {str(n): dict(sorted(tests.items())) for n, tests in sorted(OUTCOMES.items())}
+        workdir.write_json(path, {**environment(), "cases": cases})
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from cases import CASES
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -48,6 +49,17 @@ def test_results_say_where_they_come_from(path):
     for key in ("config", "seed", "commit", "versions", "device", "dataset", "records"):
         assert result[key] not in (None, "", [], {}), key
     assert [r["epoch"] for r in result["records"]] == list(range(1, int(result["epochs"]) + 1))
+
+
+def test_every_case_is_shown_by_tests_that_passed():
+    found = json.loads((ROOT / "results" / "faults.json").read_text())["cases"]
+    assert found.keys() == {str(number) for number in CASES}
+    for tests in found.values():
+        for test, outcome in tests.items():
+            file, _, name = test.partition("::")
+            source = (ROOT / "tests" / file).read_text()
+            assert f"def {name.partition('[')[0]}(" in source, test
+            assert outcome == "passed", test
 
 
 HERE = {
