@@ -69,7 +69,7 @@ def _unranked(directory):
         try:
             if step.isdigit():  # else what a killed save left, or what was set aside
                 json.loads(path.read_text())
-        except ValueError as error:
+        except (OSError, ValueError, RecursionError) as error:
             yield step, f"metrics, {error}"
 
 
@@ -84,8 +84,8 @@ def _checksum_of_json(value):
 
 def _eval_loss(metrics):
     """The figure that ranks checkpoints; a missing or non-finite loss is never the best."""
-    loss = (metrics or {}).get("eval_loss", math.inf)
-    return loss if math.isfinite(loss) else math.inf
+    loss = metrics.get("eval_loss") if isinstance(metrics, dict) else None
+    return loss if isinstance(loss, float) and math.isfinite(loss) else math.inf
 
 
 def _model(state):
@@ -131,7 +131,11 @@ class Checkpoints:
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
         )
-        self.manager = ocp.CheckpointManager(directory, options=options)
+        try:
+            self.manager = ocp.CheckpointManager(directory, options=options)
+        except Exception as error:  # it reads the metadata of every checkpoint
+            reason = _first_line(error)
+            raise InputError(f"the checkpoints in {directory} cannot be read: {reason}") from error
 
     def __enter__(self):
         return self
@@ -205,7 +209,8 @@ class Checkpoints:
         Damaged ones are named on stderr and passed over. Raises InputError if none is left.
         """
         self.wait()
-        losses = {step: _eval_loss(self._metrics(step)) for step in self.manager.all_steps()}
+        steps = [step for step in self.manager.all_steps() if step < 2**31]  # no other was saved
+        losses = {step: _eval_loss(self._metrics(step)) for step in steps}
         ranked = sorted((step for step in losses if losses[step] < math.inf), key=losses.get)
         for step in ranked:
             try:
@@ -284,18 +289,19 @@ class Checkpoints:
             try:
                 items = self.manager.restore(step, args=ocp.args.Composite(**arguments))
                 meta = dict(items["meta"])
-                found = meta.pop("checksum", None)
+                sound = meta.pop("checksum", None) == _checksum_of_json(meta)
+                before = {name: dict(meta.get("checksums", {}).get(name, {})) for name in targets}
             except Exception as error:
                 reason = _first_line(error)
         if reason is not None:
             raise DamagedCheckpoint(f"checkpoint {path} cannot be read: {reason}")
         if meta.get("version") != VERSION:
             raise InputError(f"checkpoint {path} has format {meta.get('version')}, not {VERSION}")
-        if found != _checksum_of_json(meta):
+        if not sound:
             raise DamagedCheckpoint(f"checkpoint {path} is damaged: meta")
         for name in targets:
             sums = _checksums(items[name])
-            bad = [key for key, value in meta["checksums"][name].items() if sums.get(key) != value]
-            if bad or sums.keys() != meta["checksums"][name].keys():
+            bad = [key for key, value in before[name].items() if sums.get(key) != value]
+            if bad or sums.keys() != before[name].keys():
                 raise DamagedCheckpoint(f"checkpoint {path} is damaged: {name}{(bad or [''])[0]}")
         return items
