@@ -69,24 +69,24 @@ class Watch:
     FORBIDDEN |= {"pty.spawn", "webbrowser.open", "socket.connect"}
 
     def __init__(self, folder):
-        self.folder, self.canary = folder, folder / "canary"
-        self.active, self.ran = False, []
+        self.canary, self.active, self.ran = folder / "canary", False, []
         sys.addaudithook(self._hear)
 
     def _hear(self, event, arguments):
         if self.active and event in self.FORBIDDEN:
             self.ran.append(event)
 
-    def __call__(self, reader, read, size=0, bound=BOUND, refusals=(InputError,)):
+    def __call__(self, reader, read, size=0, bound=BOUND):
         """What `read()` returns, None if it refuses the input with one line."""
         record = OUTCOMES[reader]
+        record["reads"] += 1
         before = resident(reset=True)
         start = time.perf_counter()
         self.active = True
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
         try:
             value = read()
-        except refusals as error:
+        except InputError as error:
             value, message = None, str(error)
             assert message.isprintable() and 0 < len(message) <= 2000, message
             record["refused"] += 1
@@ -140,7 +140,7 @@ def fuzz(reader, inputs, check, once_failed=None):
     """`check` EXAMPLES of `inputs`, and before them {what went wrong: input} of those that once
     failed."""
     once_failed = once_failed or {}
-    record = {"inputs": 0, "refused": 0, "slowest_seconds": 0.0, "peak_bytes": 0}
+    record = {"inputs": 0, "reads": 0, "refused": 0, "slowest_seconds": 0.0, "peak_bytes": 0}
     OUTCOMES[reader] = record
 
     @settings(
