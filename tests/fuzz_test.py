@@ -442,9 +442,6 @@ def test_archives(watch, tmp_path):
             "memory: a name of 200 MiB": packed(header(b"L", 200 << 20), zeros * 200),
             "memory: attributes of 200 MiB": packed(header(b"x", 200 << 20), zeros * 200),
             "traceback: headers of headers": packed((header(b"L", 1) + zeros[:512]) * 2000),
-            "traceback: a negative size": packed(
-                header(b"0", 0)[:124], b"\xff" * 12, header(b"0", 0)[136:]
-            ),
         },
     )
 
@@ -519,7 +516,7 @@ def test_names_of_folders(watch, tmp_path):
         assert found is None or found.is_dir()
 
     part = st.sampled_from(
-        ["..", "~", "~nobody", "closed", "x" * 300, "é", "a\nb", "$HOME", "*", "?"]
+        ["..", "~", "~no-such-user", "closed", "x" * 300, "é", "a\nb", "$HOME", "*", "?"]
     )
     names = st.lists(part | st.text(st.characters(exclude_characters="\x00/")), min_size=1)
     with pytest.MonkeyPatch.context() as patch:
@@ -530,7 +527,10 @@ def test_names_of_folders(watch, tmp_path):
             "names of folders",
             names.map("/".join).map(lambda name: name.lstrip("/") or "."),
             check,
-            {"traceback: the home of nobody": "~nobody/x", "traceback: a long name": "x" * 300},
+            {
+                "traceback: the home of nobody": "~no-such-user/x",
+                "traceback: a long name": "x" * 300,
+            },
         )
 
 
@@ -668,7 +668,6 @@ def test_images(watch, tmp_path, monkeypatch):
         assert found is None or (found.shape == (32, 32, 3) and found.dtype == np.uint8)
 
     seeds = list(image_seeds())
-    png = png_of(np.zeros((4, 4, 3), np.uint8))
     fuzz(
         "images",
         st.sampled_from(seeds).flatmap(mutated),
@@ -676,8 +675,7 @@ def test_images(watch, tmp_path, monkeypatch):
         {
             "code: Ghostscript runs an EPS": next(s for s in seeds if s.startswith(b"%!PS")),
             "memory: an image of 13,000 x 13,000": huge_png(13_000, 13_000),
-            "traceback: a broken PNG": png[:33] + b"\x00\x00\x00\x01\x00\x00\x00\x00" + png[33:],
-            "traceback: a TIFF of no width": b"II*\x00\x08\x00\x00\x00\x01\x00\x00\x01\x03\x00\x01",
+            "traceback: a PPM of letters": b"P2\n4 4\n255\n" + b"x" * 20,
         },
     )
 
@@ -829,14 +827,14 @@ def test_files_of_a_run(watch, tmp_path):
     def config(value):
         return "config.json", json.dumps({"config": {**CONFIG, "seed": value}}).encode()
 
-    nested = b'{"config": ' + b'{"a":' * 400 + b"0" + b"}" * 401
+    nested = b'{"config": ' + b'{"a":' * 480 + b"0" + b"}" * 481
     fuzz(
         "files of a run",
         inputs(),
         check,
         {
             "traceback: brackets": ("result.json", b"[" * 100_000),
-            "traceback: nested 400 deep": ("config.json", nested),
+            "traceback: nested 480 deep": ("config.json", nested),
             "traceback: done without a test": ("result.json", b'{"status": "done"}'),
             "traceback: accuracy is text": (
                 "result.json",
@@ -979,9 +977,4 @@ def test_overrides(watch, capsys):
             for key, default in defaults.items():
                 assert default is None or type(found[key]) is type(default), key
 
-    fuzz(
-        "overrides",
-        inputs,
-        check,
-        {"traceback: 50,000 signs": ["--config.augment.ops=" + "-" * 50_000 + "1"]},
-    )
+    fuzz("overrides", inputs, check)
