@@ -74,7 +74,7 @@ def _unranked(directory):
         try:
             if step.isdigit():  # else what a killed save left, or what was set aside
                 json.loads(path.read_text())
-        except ValueError as error:
+        except (OSError, ValueError, RecursionError) as error:
             yield step, f"metrics, {error}"
 
 
@@ -89,8 +89,8 @@ def _checksum_of_json(value):
 
 def _eval_loss(metrics):
     """The figure that ranks checkpoints; a missing or non-finite loss is never the best."""
-    loss = (metrics or {}).get("eval_loss", math.inf)
-    return loss if math.isfinite(loss) else math.inf
+    loss = metrics.get("eval_loss") if isinstance(metrics, dict) else None
+    return loss if isinstance(loss, float) and math.isfinite(loss) else math.inf
 
 
 def _model(state):
@@ -136,7 +136,11 @@ class Checkpoints:
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
         )
-        self.manager = ocp.CheckpointManager(directory, options=options)
+        try:
+            self.manager = ocp.CheckpointManager(directory, options=options)
+        except Exception as error:  # it reads the metadata of every checkpoint
+            reason = _first_line(error)
+            raise InputError(f"the checkpoints in {directory} cannot be read: {reason}") from error
 
     def __enter__(self):
         return self
@@ -210,7 +214,8 @@ class Checkpoints:
         Damaged ones are named on stderr and passed over. Raises InputError if none is left.
         """
         self.wait()
-        losses = {step: _eval_loss(self._metrics(step)) for step in self.manager.all_steps()}
+        steps = [step for step in self.manager.all_steps() if step < 2**31]  # no other was saved
+        losses = {step: _eval_loss(self._metrics(step)) for step in steps}
         ranked = sorted((step for step in losses if losses[step] < math.inf), key=losses.get)
         for step in ranked:
             try:
@@ -280,20 +285,27 @@ class Checkpoints:
 
         path = self.manager.directory / str(step)
         meta = self._read(step, meta=ocp.args.JsonRestore())["meta"]
-        found = meta.pop("checksum", None) if isinstance(meta, dict) else None
-        if found is None or found != _checksum_of_json(meta):
+        try:
+            sound = meta.pop("checksum") == _checksum_of_json(meta)
+            before = {name: dict(meta["checksums"][name]) for name in targets}
+            kinds = {
+                name: {path: text.rpartition(" ")[0] for path, text in sums.items()}
+                for name, sums in before.items()
+            }
+        except Exception:  # it may hold anything
+            sound = False
+        if not sound:
             raise DamagedCheckpoint(f"checkpoint {path} is damaged: meta")
-        if meta["version"] != VERSION:
-            raise InputError(f"checkpoint {path} has format {meta['version']}, not {VERSION}")
+        if meta.get("version") != VERSION:
+            raise InputError(f"checkpoint {path} has format {meta.get('version')}, not {VERSION}")
         for name, target in targets.items():  # Orbax would cast another dtype without a word
-            there = {k: v.rpartition(" ")[0] for k, v in meta["checksums"][name].items()}
-            differing = sorted(there.items() ^ _kinds(target).items())
+            there, here = kinds[name], _kinds(target)
+            differing = sorted(there.items() ^ here.items())
             if differing:
-                array = f"{name}{differing[0][0]}"
-                here = _kinds(target).get(differing[0][0], "missing")
+                key = differing[0][0]
                 raise InputError(
-                    f"checkpoint {path} is of another network: {array} is "
-                    f"{there.get(differing[0][0], 'missing')} there, {here} here"
+                    f"checkpoint {path} does not fit this run: {name}{key} is "
+                    f"{there.get(key, 'missing')} there, {here.get(key, 'missing')} here"
                 )
         arguments = {
             name: ocp.args.StandardRestore(jax.tree.map(abstract, target))
@@ -302,9 +314,9 @@ class Checkpoints:
         items = self._read(step, **arguments)
         for name in targets:
             sums = _checksums(items[name])
-            bad = [key for key, value in meta["checksums"][name].items() if sums.get(key) != value]
-            if bad or sums.keys() != meta["checksums"][name].keys():
-                raise DamagedCheckpoint(f"checkpoint {path} is damaged: {name}{(bad or [''])[0]}")
+            bad = [key for key, value in before[name].items() if sums.get(key) != value]
+            if bad:
+                raise DamagedCheckpoint(f"checkpoint {path} is damaged: {name}{bad[0]}")
         return {**items, "meta": meta}
 
     def _read(self, step, **arguments):

@@ -2,8 +2,8 @@
 from its home.
 
 Every official file is checked against its md5 before anything in it is interpreted; archives are
-read member by member and never extracted; pickles go through a reader that knows only the three
-numpy names they need. Whatever the source, the images come in the official order.
+read member by member and never extracted; pickles go through a reader that knows only what the
+official ones are made of. Whatever the source, the images come in the official order.
 """
 
 import hashlib
@@ -85,7 +85,10 @@ def load(name, data_dir, split):
         raise InputError(f"unknown split {split!r}; choose train or test")
     if name == "digits":
         return _digits(split)
-    dataset = _cifar10(pathlib.Path(data_dir).expanduser(), split)
+    try:
+        dataset = _cifar10(pathlib.Path(data_dir).expanduser(), split)
+    except (OSError, RuntimeError) as error:  # the latter from expanduser
+        raise InputError(f"cannot look for CIFAR-10 in {data_dir}: {error}") from error
     _check(dataset, split)
     return dataset
 
@@ -186,13 +189,26 @@ def _from_folder(folder, files, split):
         yield data, folder / name
 
 
+class _Member(tarfile.TarInfo):
+    """A header of an archive; what is no regular file (a long name, say) may hold 64 KiB."""
+
+    @classmethod
+    def frombuf(cls, *args):
+        member = super().frombuf(*args)
+        if member.size < 0 or (member.size > 2**16 and not member.isreg()):
+            raise tarfile.ReadError(f"a header of {member.size} bytes")
+        return member
+
+
 def _from_archive(archive, files, split):
     """The split's members, in order, as (bytes, path): regular files of the expected name and size
     only."""
     wanted, found, total = _names(files, split), {}, 0
     try:
-        with tarfile.open(archive, "r|gz") as tar:
-            for member in tar:
+        with tarfile.open(archive, "r|gz", tarinfo=_Member) as tar:
+            for count, member in enumerate(tar):
+                if count == 1000:
+                    raise InputError(f"{archive} holds more than {count} files; get it again")
                 total += member.size
                 if total > 2**28:
                     raise InputError(
@@ -208,9 +224,9 @@ def _from_archive(archive, files, split):
                     found[name] = _verified(tar.extractfile(member).read(), archive / name, files)
                 if len(found) == len(wanted):
                     break
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as error:  # a hostile archive can raise anything
         raise InputError(f"{archive} is damaged or cut short ({error}); get it again") from error
     missing = [name for name in wanted if name not in found]
     if missing:
@@ -218,34 +234,66 @@ def _from_archive(archive, files, split):
     return ((found[name], archive / name) for name in wanted)
 
 
-class _BatchUnpickler(pickle.Unpickler):
-    """Unpickles exactly what the official python batches are made of; any other name is refused,
-    nothing runs."""
+class _Numpy:
+    """Stands in for each numpy name and object of a batch: keeps what it was given, does nothing.
 
-    ALLOWED = {
-        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
+    numpy's own take what a hostile file likes: any size, any memory layout.
+    """
+
+    __slots__ = ("args", "state")
+
+    def __init__(self, *args):
+        self.args, self.state = args, None
+
+    def __call__(self, *args):
+        return _Numpy(*args)
+
+    def __setstate__(self, state):
+        self.state = state
+
+
+class _BatchUnpickler(pickle._Unpickler):
+    """Unpickles exactly what the official python batches are made of; anything else is refused,
+    nothing runs.
+
+    The unpickler written in Python: its operations can be chosen, and no number in a file makes it
+    take memory.
+    """
+
+    NAMES = {("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}
+    OPERATIONS = """
+        PROTO STOP MARK GLOBAL REDUCE BUILD BINPUT LONG_BINPUT BINGET LONG_BINGET
+        NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 SHORT_BINSTRING BINSTRING BINUNICODE
+        TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS
+    """
+    dispatch = {
+        code: pickle._Unpickler.dispatch[code]
+        for code in (getattr(pickle, name)[0] for name in OPERATIONS.split())
     }
 
     def find_class(self, module, name):
-        if (module, name) not in self.ALLOWED:
+        if (module, name) not in self.NAMES:
             raise pickle.UnpicklingError(f"refuses {module}.{name}")
-        return self.ALLOWED[module, name]
+        return _Numpy()
 
 
 def _unpickle(data, place):
-    """(images [10000, 32, 32, 3], labels [10000]) of one python batch; InputError if it is
-    anything else."""
+    """(images [N, 32, 32, 3], labels [N]) of one python batch; InputError if it is anything
+    else."""
     try:
         batch = _BatchUnpickler(io.BytesIO(data), encoding="bytes").load()
-        images, labels = batch[b"data"], np.array(batch[b"labels"], np.int32)
-        images = images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        if images.dtype != np.uint8 or labels.shape != (len(images),):
-            raise ValueError("wrong type or shape")
+        labels = batch[b"labels"]
+        _, shape, dtype, by_columns, pixels = batch[b"data"].state
+        if dtype.args[0] not in (b"u1", "u1") or by_columns or type(pixels) is not bytes:
+            raise ValueError("the images are not uint8")
+        images = np.frombuffer(pixels, np.uint8).reshape(shape)
+        if images.shape != (len(labels), 3072):
+            raise ValueError(f"images {images.shape}, {len(labels)} labels")
+        if type(labels) is not list or any(type(v) is not int for v in labels):
+            raise ValueError("the labels are not numbers")
     except Exception as error:  # a hostile pickle can raise anything
         raise InputError(f"{place} is not a CIFAR-10 batch: {error}") from error
-    return images, labels
+    return images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.array(labels, np.int32)
 
 
 def _join(batches):
@@ -319,28 +367,59 @@ def _prepared(root):
     return found[-1] if found else None
 
 
-def _tfds(folder, split):
-    """Read a prepared array_record folder (the stock one is shuffled; ids like train_16399 give
-    the official order)."""
+def _features():
+    """What an example of TFDS's cifar10 holds."""
     import tensorflow_datasets as tfds
 
+    features = {
+        "id": tfds.features.Text(),
+        "image": tfds.features.Image(shape=(32, 32, 3)),
+        "label": tfds.features.ClassLabel(names=CLASS_NAMES["cifar10"]),
+    }
+    return tfds.features.FeaturesDict(features)
+
+
+def _pixels(png):
+    """A PNG as uint8 [32, 32, 3]."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+        if (image.size, image.mode) != ((32, 32), "RGB"):
+            raise ValueError(f"an image is {image.mode} {image.size}")
+        return np.asarray(image)
+
+
+def _tfds(folder, split):
+    """Read a prepared array_record folder (the stock one is shuffled; ids like train_16399 give
+    the official order).
+
+    Only its records: TFDS's reader imports whatever module the folder's features.json names.
+    """
+    import tensorflow_datasets as tfds
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    features, png = _features(), {"image": tfds.decode.SkipDecoding()}
+    count = 10 * PER_CLASS[split]
+    order, images, labels = [], [], []
     try:
-        source = tfds.builder_from_directory(folder).as_data_source(split)
-        order, images, labels = [], [], []
-        for start in range(0, len(source), 1000):
-            for example in source.__getitems__(range(start, min(start + 1000, len(source)))):
+        source = ArrayRecordDataSource(sorted(folder.glob(f"*-{split}.array_record*")))
+        if len(source) != count:
+            raise ValueError(f"{len(source)} images of {split} instead of {count}")
+        for start in range(0, count, 1000):
+            for record in source.__getitems__(range(start, min(start + 1000, count))):
+                example = features.deserialize_example_np(record, decoders=png)
                 order.append(int(example["id"].decode().split("_")[-1]))
-                images.append(example["image"])
-                labels.append(int(example["label"]))
-    except Exception as error:  # TFDS raises what its readers raise
+                images.append(_pixels(example["image"]))
+                labels.append(np.int32(example["label"]))
+    except Exception as error:  # these readers raise what they like
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"{folder} cannot be read as an array_record TFDS folder: {first}"
         ) from error
-    if sorted(order) != list(range(len(order))):
+    if sorted(order) != list(range(count)):
         raise InputError(f"{folder} does not hold each image of {split} once; prepare it again")
     ranks = np.argsort(order)
-    return Dataset(np.stack(images)[ranks], np.array(labels, np.int32)[ranks])
+    return Dataset(np.stack(images)[ranks], np.array(labels)[ranks])
 
 
 def _answers(url):
@@ -382,15 +461,10 @@ def _download(root, looked):
         VERSION = tfds.core.Version("3.0.2")
 
         def _info(self):
-            features = {
-                "id": tfds.features.Text(),
-                "image": tfds.features.Image(shape=(32, 32, 3)),
-                "label": tfds.features.ClassLabel(names=CLASS_NAMES["cifar10"]),
-            }
             return tfds.core.DatasetInfo(
                 builder=self,
                 description="CIFAR-10: 60,000 32x32 colour images in 10 classes.",
-                features=tfds.features.FeaturesDict(features),
+                features=_features(),
                 supervised_keys=("image", "label"),
                 homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
                 disable_shuffling=True,

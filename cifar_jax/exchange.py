@@ -5,7 +5,6 @@ import pathlib
 
 import jax
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from cifar_jax import InputError, weights
@@ -56,13 +55,16 @@ def export_weights(config, workdir, format):
 
 def read_weights(path):
     """{name: numpy array} of a .safetensors or PyTorch file; InputError if it cannot be read."""
-    path = pathlib.Path(path).expanduser()
-    if not path.is_file():
-        raise InputError(f"{path} is not a file")
+    path = files.absolute(path)
+    try:
+        if not path.is_file():
+            raise InputError(f"{path} is not a file")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
     if path.suffix == SUFFIXES["safetensors"]:
         try:
             return load_file(path)
-        except (SafetensorError, OSError, TypeError, KeyError) as error:
+        except Exception as error:  # what it leaves to numpy raises many kinds
             raise InputError(f"{path} is not a safetensors file: {error}") from error
     return load_torch_twin().load_file(path)
 

@@ -1,24 +1,28 @@
 """--mode=predict: what the best checkpoint sees in image files."""
 
 import pathlib
+import warnings
 
 import jax
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from cifar_jax import InputError, data
 from cifar_jax.experiment import make_augments, restore_best
 from cifar_jax.steps import make_predict
 
 SIZE = 32
+# Pillow reads more; EPS, for one, by running Ghostscript on the file
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
+PIXELS = 2**26  # the most that is decoded: 4 to 12 bytes each
 
 
 def predict(config, workdir, images):
     """Print the top-3 classes with probabilities of each file in `images` (paths joined by commas).
 
-    Any size and format that Pillow reads: scaled to 32 pixels on the shorter side, the middle cut
-    out. Returns [(path, [(class name, probability)])]. Raises InputError, at the end, naming the
-    files that could not be read.
+    FORMATS of up to PIXELS: scaled to 32 pixels on the shorter side, the middle cut out. Returns
+    [(path, [(class name, probability)])]. Raises InputError, at the end, naming the files that
+    could not be read.
     """
     if not images:
         raise InputError("name image files with --images=a.png,b.jpg")
@@ -30,8 +34,8 @@ def predict(config, workdir, images):
     for name in images.split(","):
         try:
             pixels = read_image(name)
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            unreadable.append(f"{name} ({getattr(error, 'strerror', None) or 'not an image'})")
+        except InputError as error:
+            unreadable.append(str(error))
             continue
         logits = logits_of(state, state.key, pixels[None])
         probabilities = np.asarray(jax.nn.softmax(logits))[0]
@@ -44,7 +48,18 @@ def predict(config, workdir, images):
 
 
 def read_image(path):
-    """The file as uint8 [32, 32, 3]: shorter side scaled to 32, centre cut out."""
-    with Image.open(pathlib.Path(path).expanduser()) as image:
-        fitted = ImageOps.fit(image.convert("RGB"), (SIZE, SIZE), Image.Resampling.BICUBIC)
-        return np.asarray(fitted)
+    """The file as uint8 [32, 32, 3]: shorter side scaled to 32, centre cut out; else InputError."""
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"),  # Pillow's doubts about what it can read
+            Image.open(pathlib.Path(path).expanduser(), formats=FORMATS) as image,
+        ):
+            if image.width * image.height > PIXELS:
+                raise InputError(f"{path} (more than {PIXELS / 1e6:.0f} million pixels)")
+            rgb = image if image.mode == "RGB" else image.convert("RGB")
+            return np.asarray(ImageOps.fit(rgb, (SIZE, SIZE), Image.Resampling.BICUBIC))
+    except InputError:
+        raise
+    except Exception as error:  # Pillow's plugins raise what they like
+        reason = getattr(error, "strerror", None) or "not an image"
+        raise InputError(f"{path} ({reason})") from error

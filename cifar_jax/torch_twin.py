@@ -7,6 +7,8 @@ other; weights.py knows which tensor is which.
 
 import contextlib
 import inspect
+import warnings
+import zipfile
 
 import numpy as np
 import torch
@@ -369,20 +371,41 @@ def load_file(path):
 
     Raises InputError if the file holds anything but tensors by name.
     """
+    size = path.stat().st_size
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        _check_uncompressed(path, size)
+        with warnings.catch_warnings(action="ignore"):  # of kinds of tensors refused below
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch raise many kinds
         raise InputError(
             f"{path} is not a PyTorch file of tensors alone: {type(error).__name__}"
         ) from error
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
-    if not isinstance(found, dict) or not all(isinstance(v, torch.Tensor) for v in found.values()):
+    if not isinstance(found, dict) or not all(
+        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in found.items()
+    ):
         raise InputError(f"{path} is not a state_dict: it does not map names to tensors")
-    return {
-        key.removeprefix("module."): (v.float() if v.is_floating_point() else v).detach().numpy()
-        for key, v in found.items()
-    }
+    # views of one element may have any shape
+    if sum(v.numel() for v in found.values()) > size:
+        raise InputError(f"{path} is not a state_dict: its tensors are larger than the file")
+    try:
+        return {
+            key.removeprefix("module."): (v.float() if v.is_floating_point() else v)
+            .detach()
+            .numpy()
+            for key, v in found.items()
+        }
+    except Exception as error:  # sparse, quantized, without storage, ...
+        raise InputError(f"{path} is not a state_dict of dense tensors") from error
+
+
+def _check_uncompressed(path, size):
+    """Raise ValueError for a zip whose members are larger than the file: PyTorch packs nothing."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as members:
+            if sum(member.file_size for member in members.infolist()) > size:
+                raise ValueError("compressed")
 
 
 def images_of(images, device="cpu", dtype=torch.float32):

@@ -31,12 +31,13 @@ def write_json(path, value):
 
 
 def read_json(path):
-    """The JSON value in `path`, None without such a file; InputError if it cannot be read."""
+    """The JSON value in `path`, non-finite as None, None without such a file; InputError if it
+    cannot be read."""
     try:
-        return json.loads(pathlib.Path(path).read_text())
+        return _finite(json.loads(pathlib.Path(path).read_text()))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
 
 
@@ -45,9 +46,17 @@ def slug(text):
     return re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
+def absolute(path):
+    """The absolute path of what a user named; InputError for the home of nobody."""
+    try:
+        return pathlib.Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise InputError(f"{path} cannot be found: {error}") from error
+
+
 def writable(workdir):
     """The absolute path of `workdir`, created if need be; InputError if it cannot be written."""
-    path = pathlib.Path(workdir).expanduser().absolute()
+    path = absolute(workdir)
     probe = path / f".probe.{os.getpid()}"
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -84,10 +93,13 @@ def only_writer(workdir):
 
 def existing(workdir):
     """The absolute path of `workdir`; InputError if there is no such folder."""
-    path = pathlib.Path(workdir).expanduser().absolute()
-    if not path.is_dir():
-        raise InputError(f"{path} holds no run: there is no such folder")
-    return path
+    path = absolute(workdir)
+    try:
+        if path.is_dir():
+            return path
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    raise InputError(f"{path} holds no run: there is no such folder")
 
 
 def open_workdir(workdir, config, environment):
@@ -106,12 +118,15 @@ def open_workdir(workdir, config, environment):
 
 def finished_result(workdir, config):
     """The result.json of the run of `config` in `workdir` if it is done, else None; touches
-    nothing. Raises InputError if another config's run is done there."""
-    path = pathlib.Path(workdir).expanduser().absolute()
+    nothing. Raises InputError if another config's run is done there or it lacks the accuracy."""
+    path = absolute(workdir)
     result = read_json(path / "result.json")
     if not isinstance(result, dict) or result.get("status") != "done":
         return None
     check_config(path, config, FREE_FIELDS)
+    test = result.get("test")
+    if not isinstance(test, dict) or not isinstance(test.get("accuracy"), float):
+        raise InputError(f"{path / 'result.json'} is not the result of a run; delete it")
     return result
 
 

@@ -262,7 +262,7 @@ def test_another_network_is_refused_by_name(change, says, tmp_path):
     state = state_at(0)
     with (
         Checkpoints(folder, PLACE) as checkpoints,
-        pytest.raises(InputError, match="is of another network: .*" + says),
+        pytest.raises(InputError, match="does not fit this run: .*" + says),
     ):
         checkpoints.restore_latest(state.replace(params=change(state.params)), sums())
     assert latest(folder) == 1
