@@ -114,7 +114,7 @@ def test_every_flipped_bit_is_noticed(tmp_path, rng):
 
 def test_orbax_alone_does_not_notice(tmp_path, monkeypatch, rng):
     """Without our checksums a flipped weight comes back: they are what the test above tests."""
-    monkeypatch.setattr(checkpoint, "_checksums", lambda tree: {})
+    monkeypatch.setattr(checkpoint.zlib, "crc32", lambda content: 0)
     folder = saved(tmp_path / "c", {1: 0.5})
     path = array_files(folder, 1)[0]
     whole = path.read_bytes()
@@ -230,7 +230,7 @@ def test_looking_touches_nothing(tmp_path):
 def test_another_format_is_refused_not_passed_over(tmp_path, monkeypatch):
     folder = saved(tmp_path / "c", {1: 0.5})
     monkeypatch.setattr(checkpoint, "VERSION", 99)
-    with pytest.raises(InputError, match=f"has format {checkpoint.VERSION}, not 99"):
+    with pytest.raises(InputError, match="has format 3, not 99"):
         latest(folder)
     assert (folder / "1").is_dir()
 
