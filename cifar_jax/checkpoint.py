@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from cifar_jax import InputError
+from cifar_jax.sharding import in_turn, is_alone, is_writer, together
 
 VERSION = 2
 
@@ -115,12 +116,13 @@ class Checkpoints:
     def __init__(self, directory, sharding, read_only=False):
         self.sharding = sharding
         directory = pathlib.Path(directory).absolute()
-        for step, reason in _unranked(directory):  # Orbax could not even list the others
-            error = f"checkpoint {directory / str(step)} is damaged: {reason}"
-            if read_only:
-                raise DamagedCheckpoint(error)
-            print(f"{error}; set aside", file=sys.stderr)
-            _set_aside(directory / str(step))
+        with in_turn():
+            for step, reason in _unranked(directory):  # Orbax could not even list the others
+                error = f"checkpoint {directory / str(step)} is damaged: {reason}"
+                if read_only:
+                    raise DamagedCheckpoint(error)
+                print(f"{error}; set aside", file=sys.stderr)
+                _set_aside(directory / str(step))
         keep = policies.AnyPreservationPolicy(
             [policies.LatestN(2), policies.BestN(get_metric_fn=_eval_loss, reverse=True, n=1)]
         )
@@ -138,6 +140,8 @@ class Checkpoints:
 
     def __exit__(self, kind, error, trace):
         """Wait for the save under way; its failure never hides an error that came before."""
+        if kind and not is_alone():
+            return  # a save needs all processes, and another may be gone
         failure = None
         try:
             self.wait()
@@ -184,16 +188,20 @@ class Checkpoints:
             meta=ocp.args.JsonSave({**meta, "checksum": _checksum_of_json(meta)}),
         )
         size = sum(x.nbytes for x in jax.tree.leaves((model, training)))
-        try:
-            free = shutil.disk_usage(self.manager.directory).free
+        free = shutil.disk_usage(self.manager.directory).free
+        with together():
             if free < 2 * size:
-                raise OSError(f"{free >> 20} MiB are free, {2 * size >> 20} MiB are needed")
+                need = f"{free >> 20} MiB are free, {2 * size >> 20} MiB are needed"
+                raise self._unwritten(step, OSError(need))
+        try:
             if not self.manager.save(step, args=items, metrics={"eval_loss": loss}):
                 raise OSError("the save was refused")
         except Exception as error:
             raise self._unwritten(step, error) from error
 
     def _unwritten(self, step, error):
+        if isinstance(error, jax.errors.JaxRuntimeError) and not is_alone():
+            return error  # another process is gone, nothing is wrong with the disk
         return InputError(
             f"checkpoint {self.manager.directory / str(step)} could not be written "
             f"({_first_line(error)}); those before it are whole: make room and run the same command"
@@ -243,9 +251,10 @@ class Checkpoints:
             except DamagedCheckpoint as error:
                 damaged.append((step, error))
                 continue
-            for bad, error in damaged:
-                print(f"{error}; set aside, going on from step {step}", file=sys.stderr)
-                _set_aside(pathlib.Path(self.manager.directory) / str(bad))
+            with in_turn():
+                for bad, error in damaged if is_writer() else ():
+                    print(f"{error}; set aside, going on from step {step}", file=sys.stderr)
+                    _set_aside(pathlib.Path(self.manager.directory) / str(bad))
             if damaged:
                 self.manager.reload()
             training = items["training"]
@@ -267,8 +276,12 @@ class Checkpoints:
         return None
 
     def _restore(self, step, **targets):
-        """{item: tree}, checked against the checksums; `meta` always. Raises DamagedCheckpoint, or
-        InputError for a checkpoint of another format."""
+        """{item: tree}, checked against the checksums; `meta` always. Raises DamagedCheckpoint (if
+        one process finds it so, all do), or InputError for a checkpoint of another format."""
+        with together(DamagedCheckpoint):
+            return self._restore_here(step, targets)
+
+    def _restore_here(self, step, targets):
 
         def abstract(x):
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.sharding)

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,16 @@ def start(*arguments, cache, devices=1, prefix=(), variables=None):
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def start_job(*arguments, processes=2, **settings):
+    """That many running main.py's as one job on this machine, two devices each; see start."""
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+    return [
+        start(*arguments, f"--distributed=localhost:{port},{processes},{i}", devices=2, **settings)
+        for i in range(processes)
+    ]
 
 
 def finish(process, code=0):
