@@ -1,6 +1,8 @@
 """Two processes of two virtual devices each as one job on the loopback; see sharding.job."""
 
 import fcntl
+import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -131,3 +133,27 @@ def test_only_training_and_evaluation_are_distributed(tmp_path):
     flags = (f"--workdir={tmp_path}/run", "--distributed=auto", "--mode=lr_find")
     code, err = refusal([*JOB, *flags])
     assert code == 2 and err.count("\n") == 1 and "modes train and evaluate" in err
+
+
+@pytest.mark.parametrize("code, queued", [(0, False), (3, False), (75, True), (134, False)])
+def test_slurm_queues_an_interrupted_job_again(code, queued, tmp_path):
+    """With stand-ins for SLURM's commands."""
+    scripts = tmp_path / "scripts"
+    scripts.mkdir()
+    shutil.copy(ROOT / "scripts" / "slurm_train.sh", scripts)
+    (scripts / "setup.sh").write_text("PY=python\n")
+    for name, body in {"srun": f"exit {code}", "scontrol": "true"}.items():
+        (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/calls\n{body}\n')
+        (tmp_path / name).chmod(0o755)
+    ended = subprocess.run(
+        ["bash", "scripts/slurm_train.sh", "--config=a b"],
+        cwd=tmp_path,
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == code
+    assert ("from the last checkpoint" in ended.stderr) == (code == 134)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls[0].endswith("python main.py --config=a b --distributed=auto")
+    assert calls[1:] == (["scontrol requeue 7"] if queued else [])
