@@ -23,6 +23,7 @@ from cifar_jax import InputError
 from cifar_jax.sharding import in_turn, is_alone, is_writer, together
 
 VERSION = 2
+JOB_SECONDS = 300  # of one save by many processes: where one cannot write, the others wait so long
 
 
 class DamagedCheckpoint(InputError):
@@ -132,6 +133,7 @@ class Checkpoints:
             best_mode="min",
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
+            async_options=None if is_alone() else ocp.AsyncOptions(timeout_secs=JOB_SECONDS),
         )
         self.manager = ocp.CheckpointManager(directory, options=options)
 
@@ -188,12 +190,11 @@ class Checkpoints:
             meta=ocp.args.JsonSave({**meta, "checksum": _checksum_of_json(meta)}),
         )
         size = sum(x.nbytes for x in jax.tree.leaves((model, training)))
-        free = shutil.disk_usage(self.manager.directory).free
-        with together():
-            if free < 2 * size:
-                need = f"{free >> 20} MiB are free, {2 * size >> 20} MiB are needed"
-                raise self._unwritten(step, OSError(need))
         try:
+            with together(OSError):
+                free = shutil.disk_usage(self.manager.directory).free
+                if free < 2 * size:
+                    raise OSError(f"{free >> 20} MiB are free, {2 * size >> 20} MiB are needed")
             if not self.manager.save(step, args=items, metrics={"eval_loss": loss}):
                 raise OSError("the save was refused")
         except Exception as error:
@@ -282,7 +283,6 @@ class Checkpoints:
             return self._restore_here(step, targets)
 
     def _restore_here(self, step, targets):
-
         def abstract(x):
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.sharding)
 
