@@ -77,7 +77,7 @@ def job(where):
 
     All run the same command; process 0, the coordinator at HOST:PORT, alone writes and prints. If
     another process dies, this one ends with code 1 and one line on stderr, at once where the
-    network tells, else when JAX has missed its heartbeat.
+    connection breaks; where the coordinator dies or another only falls silent, JAX aborts it (134).
     """
     if not where:
         yield
@@ -85,20 +85,23 @@ def job(where):
     _join(where)
     if not is_writer():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    # the coordinator goes last: without it the others could not say why they leave
+    linger = 1 if is_writer() else 0
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [""])[0]
         _leave(
             f"the job cannot go on, it seems that another of its processes has ended ({reason}); "
             "the same command goes on from the last checkpoint",
-            code=1,
+            1,
+            linger,
         )
     except InputError as error:
-        _leave(error, code=2)
+        _leave(error, 2, linger)
     except Exception:
         traceback.print_exc()
-        _leave("the other processes of the job end too", code=1)
+        _leave("the other processes of the job end too", 1, linger)
 
 
 def _join(where):
@@ -142,11 +145,10 @@ def _settings(where):
     }
 
 
-def _leave(text, code):
+def _leave(text, code, linger=0):
     """Say why and end this process, without waiting for the others as JAX and Orbax would."""
     print(f"{pathlib.Path(sys.argv[0]).name}: {text}", file=sys.stderr, flush=True)
-    if not is_alone() and is_writer():
-        time.sleep(1)  # without their coordinator the others could not say why they leave
+    time.sleep(linger)
     os._exit(code)
 
 
