@@ -1,31 +1,30 @@
 """Train and use CIFAR-10 convnets: main.py --config=configs/vgg.py --workdir=DIR [--mode=train]"""
 
-import importlib
 import os
+import pkgutil
 import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-ACTIONS = {  # mode: the module of cifar_jax, imported only for its own mode, and the function
-    "train": ("train", "train_and_evaluate"),
-    "evaluate": ("train", "evaluate"),
-    "summary": ("overview", "print_summary"),
-    "lr_find": ("lr_finder", "find_learning_rate"),
-    "predict": ("predict", "predict"),
-    "data": ("overview", "show_data"),
-    "export": ("exchange", "export_weights"),
-    "import": ("exchange", "import_weights"),
-    "compare": ("compare", "compare"),
+ACTIONS = {  # mode: the function, its module of cifar_jax imported only for that mode
+    "train": "train:train_and_evaluate",
+    "evaluate": "train:evaluate",
+    "summary": "overview:print_summary",
+    "lr_find": "lr_finder:find_learning_rate",
+    "predict": "predict:predict",
+    "data": "overview:show_data",
+    "export": "exchange:export_weights",
+    "import": "exchange:import_weights",
+    "compare": "compare:compare",
 }
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "the run: configs/NAME.py[:VARIANT]", lock_config=True
-)
+CONFIG = config_flags.DEFINE_config_file("config", None, "the run: configs/NAME.py[:VARIANT]")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; holds all it writes")
 MODE = flags.DEFINE_enum("mode", "train", [*ACTIONS], "what to do; see README.md")
 IMAGES = flags.DEFINE_string("images", "", "predict: image files, joined by commas")
 FORMAT = flags.DEFINE_enum("format", "torch", ("torch", "safetensors"), "export: of the file")
 WEIGHTS = flags.DEFINE_string("weights", "", "import: a .pt or .safetensors file")
+JOB = flags.DEFINE_string("distributed", "", "many processes: auto, or HOST:PORT,PROCESSES,INDEX")
 EXIT_CODES = {"done": 0, "stopped": 0, "diverged": 3, "interrupted": 75}
 
 
@@ -38,6 +37,8 @@ def parse(argv):
         _ = CONFIG.value.is_locked  # a config that could not be loaded raises here
         if WORKDIR.value is None and MODE.value != "summary":
             raise ValueError("name a folder for the run with --workdir=DIR")
+        if JOB.value and MODE.value not in ("train", "evaluate"):
+            raise ValueError("--distributed is for the modes train and evaluate")
         if rest[1:]:
             raise ValueError(f"unexpected argument {rest[1]!r}")
     except (AttributeError, KeyError) as error:
@@ -57,17 +58,16 @@ def refuse(text):
     sys.exit(2)
 
 
-def main(argv):
-    del argv
+def main(_):
     logging.set_verbosity(logging.ERROR)  # Orbax logs a page a save
-    from cifar_jax import InputError, compilation
+    from cifar_jax import InputError, compilation, sharding
 
     compilation.enable_cache()
-    module, function = ACTIONS[MODE.value]
-    action = getattr(importlib.import_module(f"cifar_jax.{module}"), function)
     more = {"predict": [IMAGES], "export": [FORMAT], "import": [WEIGHTS]}.get(MODE.value, [])
     try:
-        result = action(CONFIG.value, WORKDIR.value, *(flag.value for flag in more))
+        with sharding.job(JOB.value):
+            action = pkgutil.resolve_name(f"cifar_jax.{ACTIONS[MODE.value]}")
+            result = action(CONFIG.value, WORKDIR.value, *(flag.value for flag in more))
     except InputError as error:
         refuse(error)
     if MODE.value == "train":

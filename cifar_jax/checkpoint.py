@@ -20,8 +20,10 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from cifar_jax import InputError
+from cifar_jax.sharding import in_turn, is_alone, is_writer, together
 
 VERSION = 3
+JOB_SECONDS = 300  # of one save by many processes: where one cannot write, the others wait so long
 
 
 class DamagedCheckpoint(InputError):
@@ -120,12 +122,13 @@ class Checkpoints:
     def __init__(self, directory, sharding, read_only=False):
         self.sharding = sharding
         directory = pathlib.Path(directory).absolute()
-        for step, reason in _unranked(directory):  # Orbax could not even list the others
-            error = f"checkpoint {directory / str(step)} is damaged: {reason}"
-            if read_only:
-                raise DamagedCheckpoint(error)
-            print(f"{error}; set aside", file=sys.stderr)
-            _set_aside(directory / str(step))
+        with in_turn():
+            for step, reason in _unranked(directory):  # Orbax could not even list the others
+                error = f"checkpoint {directory / str(step)} is damaged: {reason}"
+                if read_only:
+                    raise DamagedCheckpoint(error)
+                print(f"{error}; set aside", file=sys.stderr)
+                _set_aside(directory / str(step))
         keep = policies.AnyPreservationPolicy(
             [policies.LatestN(2), policies.BestN(get_metric_fn=_eval_loss, reverse=True, n=1)]
         )
@@ -135,6 +138,7 @@ class Checkpoints:
             best_mode="min",
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
+            async_options=None if is_alone() else ocp.AsyncOptions(timeout_secs=JOB_SECONDS),
         )
         try:
             self.manager = ocp.CheckpointManager(directory, options=options)
@@ -147,6 +151,8 @@ class Checkpoints:
 
     def __exit__(self, kind, error, trace):
         """Wait for the save under way; its failure never hides an error that came before."""
+        if kind and not is_alone():
+            return  # a save needs all processes, and another may be gone
         failure = None
         try:
             self.wait()
@@ -194,15 +200,18 @@ class Checkpoints:
         )
         size = sum(x.nbytes for x in jax.tree.leaves((model, training)))
         try:
-            free = shutil.disk_usage(self.manager.directory).free
-            if free < 2 * size:
-                raise OSError(f"{free >> 20} MiB are free, {2 * size >> 20} MiB are needed")
+            with together(OSError):
+                free = shutil.disk_usage(self.manager.directory).free
+                if free < 2 * size:
+                    raise OSError(f"{free >> 20} MiB are free, {2 * size >> 20} MiB are needed")
             if not self.manager.save(step, args=items, metrics={"eval_loss": loss}):
                 raise OSError("the save was refused")
         except Exception as error:
             raise self._unwritten(step, error) from error
 
     def _unwritten(self, step, error):
+        if isinstance(error, jax.errors.JaxRuntimeError) and not is_alone():
+            return error  # another process is gone, nothing is wrong with the disk
         return InputError(
             f"checkpoint {self.manager.directory / str(step)} could not be written "
             f"({_first_line(error)}); those before it are whole: make room and run the same command"
@@ -253,9 +262,10 @@ class Checkpoints:
             except DamagedCheckpoint as error:
                 damaged.append((step, error))
                 continue
-            for bad, error in damaged:
-                print(f"{error}; set aside, going on from step {step}", file=sys.stderr)
-                _set_aside(pathlib.Path(self.manager.directory) / str(bad))
+            with in_turn():
+                for bad, error in damaged if is_writer() else ():
+                    print(f"{error}; set aside, going on from step {step}", file=sys.stderr)
+                    _set_aside(pathlib.Path(self.manager.directory) / str(bad))
             if damaged:
                 self.manager.reload()
             training = items["training"]
@@ -277,9 +287,12 @@ class Checkpoints:
         return None
 
     def _restore(self, step, **targets):
-        """{item: tree}, checked against the checksums; `meta` always. Raises DamagedCheckpoint, or
-        InputError for a checkpoint of another format."""
+        """{item: tree}, checked against the checksums; `meta` always. Raises DamagedCheckpoint (if
+        one process finds it so, all do), or InputError for a checkpoint of another format."""
+        with together(DamagedCheckpoint):
+            return self._restore_here(step, targets)
 
+    def _restore_here(self, step, targets):
         def abstract(x):
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.sharding)
 

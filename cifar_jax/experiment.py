@@ -207,7 +207,7 @@ def make_experiment(config, total_steps=None, splits=None, class_names=None):
         "sizes": {name: len(split) for name, split in splits.items()},
         "sha256": {name: data.fingerprint(split) for name, split in splits.items()},
     }
-    on_device = {name: jax.device_put(split, placement) for name, split in splits.items()}
+    on_device = {name: sharding.put(split, placement) for name, split in splits.items()}
     return Experiment(
         config=config,
         placement=placement,

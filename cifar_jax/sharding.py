@@ -1,12 +1,31 @@
-"""Data parallelism: one mesh axis 'data' over all devices. The only file that says Mesh."""
+"""Data parallelism: one mesh axis 'data' over all devices, and many processes acting as one.
 
+The only file that says Mesh, and the only one that knows of other processes.
+"""
+
+import contextlib
+import functools
+import hashlib
+import os
 import pathlib
+import re
+import socket
+import sys
+import threading
+import time
+import traceback
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cifar_jax import InputError
 
+JOIN_SECONDS = 60  # for all processes of a job to find one another
+HEARTBEAT_SECONDS = 30  # without a sign of life a process is taken for dead
+SHUTDOWN_SECONDS = 10  # between the first process that ends and the last
+TEXT_BYTES = 1024  # of what processes tell one another
 NVIDIA_DRIVER = pathlib.Path("/proc/driver/nvidia/version")
 
 
@@ -38,6 +57,11 @@ def replicated(mesh):
     return NamedSharding(mesh, PartitionSpec())
 
 
+def put(tree, placement):
+    """Arrays that this process holds whole, `placement` being replicated: on every device."""
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(placement, x), tree)
+
+
 def make_shard_batch(mesh):
     """shard(tree): constrain every array [B, ...] to be split over 'data', inside jit.
 
@@ -64,3 +88,164 @@ def check_batch_size(batch_size, mesh):
             f"batch_size {batch_size} does not divide over {n} devices; "
             f"the nearest sizes that do: {nearest}"
         )
+
+
+@contextlib.contextmanager
+def job(where):
+    """This process as one of many: `where` is HOST:PORT,PROCESSES,INDEX or auto; '' is none.
+
+    All run the same command; process 0, the coordinator at HOST:PORT, alone writes and prints. If
+    another process dies, this one ends with code 1 and one line on stderr, at once where the
+    connection breaks; where the coordinator dies or another only falls silent, JAX aborts it (134).
+    """
+    if not where:
+        with _memory_told():
+            yield
+        return
+    _join(where)
+    if not is_writer():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    # the coordinator goes last: without it the others could not say why they leave
+    linger = 1 if is_writer() else 0
+    try:
+        with _memory_told():
+            yield
+    except jax.errors.JaxRuntimeError as error:
+        reason = (str(error).splitlines() or [""])[0]
+        _leave(
+            f"the job cannot go on, it seems that another of its processes has ended ({reason}); "
+            "the same command goes on from the last checkpoint",
+            1,
+            linger,
+        )
+    except InputError as error:
+        _leave(error, 2, linger)
+    except Exception:
+        traceback.print_exc()
+        _leave("the other processes of the job end too", 1, linger)
+
+
+@contextlib.contextmanager
+def _memory_told():
+    """A device without enough memory becomes an InputError."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError(
+            f"the device has not enough memory ({str(error).splitlines()[0]}); lower "
+            "config.batch_size or config.eval.batch_size, or take a smaller model"
+        ) from error
+
+
+def _join(where):
+    settings = {} if where == "auto" else _settings(where)
+    jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is ours, see train.py
+    # JAX itself would abort with a stack trace, and does so a little later
+    late = f"the processes of --distributed={where} did not meet within {JOIN_SECONDS} s"
+    timer = threading.Timer(JOIN_SECONDS, _leave, (late, 2))
+    timer.start()
+    try:
+        jax.distributed.initialize(
+            **settings,
+            initialization_timeout=JOIN_SECONDS + 30,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+        )
+    except ValueError as error:
+        known = "SLURM, MPI and others"
+        raise InputError(f"--distributed=auto finds no cluster here ({known})") from error
+    finally:
+        timer.cancel()
+
+
+def _settings(where):
+    """What HOST:PORT,PROCESSES,INDEX is for jax.distributed.initialize."""
+    found = re.fullmatch(r"(\S+:(\d+)),(\d+),(\d+)", where)
+    if not found or int(found[4]) >= int(found[3]):
+        usage = "auto or HOST:PORT,PROCESSES,INDEX with INDEX < PROCESSES"
+        raise InputError(f"--distributed takes {usage}, not {where!r}")
+    address, port, count, index = found[1], *map(int, found.groups()[1:])
+    if index == 0:
+        try:  # JAX would crash
+            socket.create_server(("", port)).close()
+        except (OSError, OverflowError) as error:
+            raise InputError(f"port {port} cannot be used: {error}") from error
+    return {
+        "coordinator_address": address,
+        "num_processes": count,
+        "process_id": index,
+        "cluster_detection_method": "deactivate",
+    }
+
+
+def _leave(text, code, linger=0):
+    """Say why and end this process, without waiting for the others as JAX and Orbax would."""
+    print(f"{pathlib.Path(sys.argv[0]).name}: {text}", file=sys.stderr, flush=True)
+    time.sleep(linger)
+    os._exit(code)
+
+
+def is_alone():
+    """Whether this process is no part of a job (asked without waking the devices)."""
+    return not jax.distributed.is_initialized()
+
+
+def is_writer():
+    """Whether this process writes the run's files and prints: the first, or the only one."""
+    return is_alone() or jax.process_index() == 0
+
+
+def by_writer(function):
+    """`function`, doing nothing in any other process."""
+
+    @functools.wraps(function)
+    def guarded(*arguments, **keywords):
+        return function(*arguments, **keywords) if is_writer() else None
+
+    return guarded
+
+
+def gather(text):
+    """[the text of each process], cut to TEXT_BYTES; all must call it at the same point."""
+    if is_alone():
+        return [text]
+    row = np.zeros(TEXT_BYTES, np.uint8)
+    content = text.encode()[:TEXT_BYTES]
+    row[: len(content)] = np.frombuffer(content, np.uint8)
+    with jax.transfer_guard("allow"):
+        rows = multihost_utils.process_allgather(row)
+    return [bytes(r).rstrip(b"\0").decode(errors="ignore") for r in rows]
+
+
+@contextlib.contextmanager
+def together(kind=InputError):
+    """An error of this kind in one process becomes one in all of them."""
+    problem = None
+    try:
+        yield
+    except kind as error:
+        problem = error
+    told = [text for text in gather(str(problem or "")) if text]
+    if problem or told:
+        raise problem or kind(told[0])
+
+
+@contextlib.contextmanager
+def in_turn():
+    """As together, but the writer goes first and the others find what it left."""
+    if not is_writer():
+        with together():
+            pass
+    with together():
+        yield
+    if is_writer():
+        with together():
+            pass
+
+
+def check_same(text, name):
+    """InputError unless all processes say the same."""
+    if len({*gather(hashlib.sha256(text.encode()).hexdigest())}) > 1:
+        raise InputError(f"the processes of the job do not have the same {name}")

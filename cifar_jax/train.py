@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from cifar_jax import report
+from cifar_jax import report, sharding
 from cifar_jax import workdir as files
 from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.experiment import environment, make_experiment, sample_images
@@ -33,16 +33,20 @@ def train_and_evaluate(config, workdir):
         accuracy = finished["test"]["accuracy"]
         print(f"{workdir} holds this run, finished: test accuracy {accuracy:.2f} %")
         return finished
-    with Interruption() as interruption, files.only_writer(workdir) as path:
-        files.open_workdir(path, config.to_dict(), environment())
-        exp = make_experiment(config)
-        with Checkpoints(path / "checkpoints", exp.placement) as checkpoints:
-            run = Run(exp, path, checkpoints)
-            run.restore()
-            if config.profile:
-                run.profile()
-            status = run.train(interruption)
-            result = run.finish(status)
+    with Interruption() as interruption, contextlib.ExitStack() as held:
+        with sharding.in_turn():
+            path = held.enter_context(files.only_writer(workdir))
+            files.open_workdir(path, config.to_dict(), environment())
+            exp = make_experiment(config)
+        sharding.check_same(f"{config.stop_after} {exp.provenance}", "stop_after and data")
+        checkpoints = held.enter_context(Checkpoints(path / "checkpoints", exp.placement))
+        run = Run(exp, path, checkpoints)
+        run.restore()
+        if config.profile:
+            run.profile()
+        status = run.train(interruption)
+        result = run.finish(status)
+        sharding.gather("written")  # nobody leaves before the writer is done
     if status == "diverged":
         print(
             f"diverged at step {result['diverged_at']}: the loss or the state is not finite; no "
@@ -107,10 +111,13 @@ def all_finite(state):
 
 
 class Interruption:
-    """While entered, SIGTERM and SIGINT only set `requested`, for the loop to look at."""
+    """While entered, SIGTERM and SIGINT only set `requested`, for the loop to look at.
+
+    One process's signal is every process's: all must look at the same points.
+    """
 
     def __enter__(self):
-        self.requested = False
+        self.signalled = False
         self.before = {s: signal.signal(s, self._request) for s in (signal.SIGTERM, signal.SIGINT)}
         return self
 
@@ -119,7 +126,11 @@ class Interruption:
             signal.signal(signum, handler)
 
     def _request(self, signum, frame):
-        self.requested = True
+        self.signalled = True
+
+    @property
+    def requested(self):
+        return any(sharding.gather("yes" if self.signalled else ""))
 
 
 class Run:
@@ -127,7 +138,7 @@ class Run:
 
     def __init__(self, exp, path, checkpoints):
         self.exp, self.path, self.checkpoints = exp, path, checkpoints
-        self.no_metrics = jax.device_put(Metrics.zeros(len(exp.class_names)), exp.placement)
+        self.no_metrics = sharding.put(Metrics.zeros(len(exp.class_names)), exp.placement)
         self.state = exp.init_state()
         self.metrics = self.no_metrics  # sums of the epoch under way
         self.records = []
@@ -151,7 +162,7 @@ class Run:
             self.train_seconds = meta["train_seconds"]
             self.records = meta["records"]
             self.slow_down(meta["rollbacks"])
-            (self.path / "result.json").unlink(missing_ok=True)  # until this run says how it ended
+            files.remove(self.path / "result.json")  # until this run says how it ended
             print(f"resuming {self.path} at epoch {self.exp.epochs_at(step):g}", flush=True)
         files.rewrite_metrics(metrics_file, self.records)
 
@@ -203,7 +214,7 @@ class Run:
         for warm in (False, True):
             with (
                 jax.profiler.trace(folder, create_perfetto_trace=True, profiler_options=options)
-                if warm
+                if warm and sharding.is_writer()
                 else contextlib.nullcontext()
             ):
                 for _ in range(calls):
@@ -290,7 +301,7 @@ class Run:
             desc=f"epoch {epoch + 1}/{config.epochs:g}",
             unit=" images",
             unit_scale=True,
-            disable=not sys.stderr.isatty(),
+            disable=not (sharding.is_writer() and sys.stderr.isatty()),
             leave=False,
             dynamic_ncols=True,
         )
@@ -434,7 +445,7 @@ class Run:
             },
             **environment(),
         }
-        if config.report and status in ("done", "stopped"):
+        if config.report and status in ("done", "stopped") and sharding.is_writer():
             report.write_report(
                 self.path / "report",
                 result=result,

@@ -1,4 +1,7 @@
-"""The files of a run besides its checkpoints: config.json, metrics.jsonl, result.json."""
+"""The files of a run besides its checkpoints: config.json, metrics.jsonl, result.json.
+
+Of several processes only the first writes: for the others the functions that do return at once.
+"""
 
 import contextlib
 import fcntl
@@ -9,7 +12,7 @@ import pathlib
 import platform
 import re
 
-from cifar_jax import InputError
+from cifar_jax import InputError, sharding
 
 # Fields that may differ when a run goes on: they change where and how far, not what is computed.
 # A section's name stands for all its fields.
@@ -18,6 +21,7 @@ FREE_FIELDS = ("data.dir", "stop_after", "on_nonfinite", "report", "profile", "l
 LOOKING_FIELDS = (*FREE_FIELDS, "eval.augmented", "eval.batch_size", "eval.tta")
 
 
+@sharding.by_writer
 def write_json(path, value):
     """Write JSON, non-finite as null, so that the file is the old one or the new, never a part."""
     path = pathlib.Path(path)
@@ -69,11 +73,14 @@ def writable(workdir):
 
 @contextlib.contextmanager
 def only_writer(workdir):
-    """Hold `workdir` (made if need be) for this process; yields its absolute path.
+    """Hold `workdir` (made if need be) for this job; yields its absolute path.
 
     The lock is the kernel's (flock on the file `lock`), which lets it go when the process ends,
     however it ends. Raises InputError, naming the holder, while another process has it.
     """
+    if not sharding.is_writer():
+        yield existing(workdir)
+        return
     path = writable(workdir)
     with open(path / "lock", "a+") as file:
         try:
@@ -91,6 +98,12 @@ def only_writer(workdir):
         yield path
 
 
+@sharding.by_writer
+def remove(path):
+    """Delete a file that may be there."""
+    pathlib.Path(path).unlink(missing_ok=True)
+
+
 def existing(workdir):
     """The absolute path of `workdir`; InputError if there is no such folder."""
     path = absolute(workdir)
@@ -103,11 +116,11 @@ def existing(workdir):
 
 
 def open_workdir(workdir, config, environment):
-    """The path of `workdir`, made ready to train `config` (nested dict) or holding that run.
+    """The path of the folder `workdir`, made ready to train `config` (nested dict).
 
-    Raises InputError if it cannot be written or holds a run with another config.
+    It may hold that run already. Raises InputError if it holds one with another config.
     """
-    path = writable(workdir)
+    path = existing(workdir)
     if not (path / "config.json").exists():
         if (path / "checkpoints").exists():
             raise InputError(f"{path} has checkpoints but no config.json; choose another workdir")
@@ -154,6 +167,7 @@ def check_config(path, config, free_fields):
         )
 
 
+@sharding.by_writer
 def rewrite_metrics(path, records):
     """Make metrics.jsonl hold exactly `records`, those of the checkpoint a run goes on from."""
     path = pathlib.Path(path)
@@ -162,6 +176,7 @@ def rewrite_metrics(path, records):
     part.replace(path)
 
 
+@sharding.by_writer
 def append_metrics(path, record):
     """Add one line, on disk before this returns."""
     with open(path, "a") as file:

@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "cifar_jax"
 LAYERS = [
     ["__init__"],
+    ["sharding"],  # who writes, and agreeing with the other processes: files and checkpoints ask
     [
         "augment",
         "checkpoint",
@@ -19,7 +20,6 @@ LAYERS = [
         "metrics",
         "models",
         "optim",
-        "sharding",
         "workdir",
         "torch_twin",
         "weights",

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -109,6 +110,16 @@ def _main(arguments, environment, outputs, fault):
     if fault:
         fault()
     app.run(main.main, flags_parser=main.parse)
+
+
+def start_job(*arguments, processes=2, **settings):
+    """That many running main.py's as one job on this machine, two devices each; see start."""
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+    return [
+        start(*arguments, f"--distributed=localhost:{port},{processes},{i}", devices=2, **settings)
+        for i in range(processes)
+    ]
 
 
 def finish(process, code=0):

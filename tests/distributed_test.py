@@ -1,0 +1,159 @@
+"""Two processes of two virtual devices each as one job on the loopback; see sharding.job."""
+
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from running import (
+    QUICK,
+    ROOT,
+    arrays,
+    assert_same_run,
+    finish,
+    metrics,
+    result,
+    start_job,
+    wait_for,
+)
+
+from cifar_jax import sharding
+
+JOB = (*QUICK, "--config.epochs=2")
+
+
+@pytest.fixture
+def job(cache):
+    """start_job with JOB in a workdir; what still runs at the end is killed."""
+    running = []
+
+    def start(workdir, *more):
+        running.extend(start_job(*JOB, f"--workdir={workdir}", *more, cache=cache))
+        return running[-2:]
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def finish_all(processes, code=0):
+    """[(stdout without what JAX's network layer prints, stderr)]"""
+    ended = [finish(process, code) for process in processes]
+    return [
+        ("".join(x for x in out.splitlines(True) if not x.startswith("[Gloo]")), err)
+        for out, err in ended
+    ]
+
+
+def losses(workdir):
+    """The sum of the losses of the epoch under way in the latest checkpoint."""
+    return next(v for k, v in arrays(workdir).items() if "epoch_metrics" in k and "loss" in k)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_and_the_run_moves_to_one(job, program, tmp_path):
+    five_steps, two = "--config.stop_after=0.21", tmp_path / "two"
+    (out, _), (silence, _) = finish_all(job(two, five_steps, "--config.report=True"))
+    assert silence == "" and result(two)["device"].startswith("4 x ")
+    finish(program(*JOB, five_steps, f"--workdir={tmp_path}/one"))
+    assert losses(two) == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    out, _ = finish(program(*JOB, f"--workdir={two}", "--config.stop_after=1"))
+    assert "resuming" in out and [r["epoch"] for r in metrics(two)] == [1]
+    assert result(two)["device"].startswith("1 x ")
+
+
+@pytest.mark.slow
+@pytest.mark.case(5, 36)
+def test_a_signal_to_one_and_the_death_of_one_leave_the_run_as_it_would_have_been(job, tmp_path):
+    """SIGTERM to the second process, later SIGKILL, and the same command again each time."""
+    whole, workdir = tmp_path / "whole", tmp_path / "run"
+    (out, _), (silence, _) = finish_all(job(whole))
+    assert out.count("epoch") == 2 and silence == ""
+
+    first, second = job(workdir)
+    wait_for(lambda: (workdir / "checkpoints" / "24").exists(), first)
+    second.send_signal(signal.SIGTERM)
+    finish_all((first, second), code=75)
+    stopped = result(workdir)
+    assert stopped["status"] == "interrupted" and 24 <= stopped["steps"] < 48
+
+    first, second = job(workdir)
+    wait_for(lambda: not (workdir / "result.json").exists(), first)  # it has been resumed
+    second.kill()
+    start = time.monotonic()
+    _, err = finish(first, code=1)
+    assert time.monotonic() - start < sharding.HEARTBEAT_SECONDS
+    line = err.splitlines()[-1]
+    assert line.startswith("main.py: the job cannot go on") and "the same command" in line
+    assert "Traceback" not in err and not (workdir / "result.json").exists()
+
+    (out, _), _ = finish_all(job(workdir))
+    assert "resuming" in out
+    assert_same_run(workdir, whole)
+
+
+@pytest.mark.slow
+def test_what_one_process_refuses_all_refuse(job, tmp_path):
+    with open(tmp_path / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for _, err in finish_all(job(tmp_path), code=2):
+            assert err.count("\n") == 1 and "is being trained by another process" in err
+
+
+def test_processes_that_do_not_meet_say_so(tmp_path):
+    """Neither without its coordinator nor without the other one."""
+    impatient = (
+        "import main; from absl import app; from cifar_jax import sharding;"
+        "sharding.JOIN_SECONDS = 1; app.run(main.main, flags_parser=main.parse)"
+    )
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+    for where in (f"localhost:{port},2,0", "localhost:1,2,1"):
+        flags = (*JOB, f"--workdir={tmp_path}/run", f"--distributed={where}")
+        command = [sys.executable, "-c", impatient, *flags]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended.stderr
+        assert f"{where} did not meet within 1 s" in ended.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("where", ["localhost:1", "localhost:1,2,2", "localhost,2,0", "auto", "x"])
+def test_a_job_that_cannot_be_is_refused(where, program, tmp_path):
+    _, err = finish(program(*JOB, f"--workdir={tmp_path}/run", f"--distributed={where}"), code=2)
+    assert err.count("\n") == 1 and "--distributed" in err, err
+
+
+def test_only_training_and_evaluation_are_distributed(program, tmp_path):
+    flags = (f"--workdir={tmp_path}/run", "--distributed=auto", "--mode=lr_find")
+    _, err = finish(program(*JOB, *flags), code=2)
+    assert err.count("\n") == 1 and "modes train and evaluate" in err
+
+
+@pytest.mark.parametrize("code, queued", [(0, False), (3, False), (75, True), (134, False)])
+def test_slurm_queues_an_interrupted_job_again(code, queued, tmp_path):
+    """With stand-ins for SLURM's commands."""
+    scripts = tmp_path / "scripts"
+    scripts.mkdir()
+    shutil.copy(ROOT / "scripts" / "slurm_train.sh", scripts)
+    (scripts / "setup.sh").write_text("PY=python\n")
+    for name, body in {"srun": f"exit {code}", "scontrol": "true"}.items():
+        (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/calls\n{body}\n')
+        (tmp_path / name).chmod(0o755)
+    ended = subprocess.run(
+        ["bash", "scripts/slurm_train.sh", "--config=a b"],
+        cwd=tmp_path,
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == code
+    assert ("from the last checkpoint" in ended.stderr) == (code == 134)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls[0].endswith("python main.py --config=a b --distributed=auto")
+    assert calls[1:] == (["scontrol requeue 7"] if queued else [])
