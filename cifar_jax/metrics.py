@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
-from scipy import stats
 
 TOP = (1, 3, 5)
 
@@ -38,17 +37,6 @@ class Metrics(struct.PyTreeNode):
             "top3": top3,
             "top5": top5,
         }
-
-
-def interval(values):
-    """n, mean, sd and 95 % interval (Student's t) of a figure over runs; of one, only a mean."""
-    x = np.asarray(values, float)
-    n, mean = len(x), float(x.mean())
-    if n < 2:
-        return {"n": n, "mean": mean, "sd": None, "interval": None}
-    sd = float(x.std(ddof=1))
-    half = float(stats.t.ppf(0.975, n - 1)) * sd / n**0.5
-    return {"n": n, "mean": mean, "sd": sd, "interval": [mean - half, mean + half]}
 
 
 def per_example_loss(logits, labels, label_smoothing=0.0):

@@ -20,6 +20,8 @@ LAYERS = [
         "models",
         "optim",
         "sharding",
+        "significance",
+        "page",
         "workdir",
         "torch_twin",
         "weights",

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from cifar_jax.metrics import Metrics, interval, measure, per_example_loss
+from cifar_jax.metrics import Metrics, measure, per_example_loss
 
 
 def test_sums_are_numpys(rng):
@@ -21,16 +21,6 @@ def test_sums_are_numpys(rng):
     assert summary["accuracy"] == 100 * hits[0] / 200
     theirs = torch.nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(labels))
     np.testing.assert_allclose(summary["loss"], theirs, rtol=1e-5)
-
-
-def test_interval_is_students_t():
-    """Of 1, 2, 3, 4: t(0.975, 3) = 3.18245 (table); standard error sqrt(5/3) / 2."""
-    figure = interval([1, 2, 3, 4])
-    assert (figure["n"], figure["mean"]) == (4, 2.5)
-    np.testing.assert_allclose(figure["sd"], (5 / 3) ** 0.5)
-    half = 3.18245 * (5 / 3) ** 0.5 / 2
-    np.testing.assert_allclose(figure["interval"], [2.5 - half, 2.5 + half], rtol=1e-5)
-    assert interval([94.0]) == {"n": 1, "mean": 94.0, "sd": None, "interval": None}
 
 
 def test_label_smoothing_is_torchs(rng):
