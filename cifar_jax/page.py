@@ -26,6 +26,7 @@ def write(path, template, **values):
         autoescape=lambda name: name is None or name.endswith(".html"),
         trim_blocks=True,
     )
+    environment.globals |= {"p_value": p_value, "duration": duration}
     environment.filters["loss"] = lambda x: f"{x:.4f}" if _finite(x) else "not finite"
     part = path.with_name(f".{path.name}.part")
     part.write_text(environment.get_template(template).render(**values))
@@ -318,6 +319,55 @@ def percent(share):
     if np.isnan(share):
         return "(NaN)"
     return ("> 99.9" if text == "100.0" and share < 1 else text) + "\N{NO-BREAK SPACE}%"
+
+
+def p_value(p):
+    """A p-value in words; never 0."""
+    return "< 0.001" if p < 0.001 else f"= {p:.2g}" if p < 0.1 else f"= {p:.2f}"
+
+
+def axis(lanes, zero=False):
+    """Groups on a common axis in percent of its width: {'ticks', 'zero', 'lanes'}.
+
+    A lane is {label, color, dots, mean, interval (or None)}. Where intervals are far wider than
+    what was measured, they run out of the picture.
+    """
+    values = [v for lane in lanes for v in (*lane["dots"], lane["mean"])] + [0.0] * zero
+    if not lanes:
+        return None
+    ends = [v for lane in lanes if lane["interval"] for v in lane["interval"]]
+    spread = max(max(values) - min(values), 0.1)
+    low = max(min([*values, *ends]), min(values) - 2 * spread)
+    high = min(max([*values, *ends]), max(values) + 2 * spread)
+    low, high = low - 0.06 * (high - low) - 1e-3, high + 0.06 * (high - low) + 1e-3
+    step = 10.0 ** math.floor(math.log10((high - low) / 2))
+    step *= next(m for m in (5, 2, 1, 0.5) if (high - low) / (m * step) >= 2 or m == 0.5)
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+
+    def place(value):
+        return round(min(100.0, max(0.0, 100.0 * (value - low) / (high - low))), 2)
+
+    ticks = np.arange(math.ceil(low / step), math.floor(high / step) + 1) * step
+    return {
+        "ticks": [{"at": place(t), "text": f"{t + 0.0:.{digits}f}"} for t in ticks],
+        "zero": place(0.0) if zero else None,
+        "lanes": [
+            {
+                "label": lane["label"],
+                "color": lane["color"],
+                "dots": [{"at": place(v), "tip": f"{v:.2f}"} for v in lane["dots"]],
+                "mean": place(lane["mean"]),
+                "span": [place(v) for v in lane["interval"]] if lane["interval"] else None,
+                "tip": f"mean {lane['mean']:.2f}"
+                + (
+                    ", 95 % interval {:.2f} to {:.2f}".format(*lane["interval"])
+                    if lane["interval"]
+                    else ""
+                ),
+            }
+            for lane in lanes
+        ],
+    }
 
 
 def duration(seconds):

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from browser import look, needs_chromium
 
 from cifar_jax import report
 
@@ -184,3 +185,48 @@ def test_bars_and_matrix_show_the_numbers(run):
     assert [int(t.get_text()) for t in matrix.texts] == run["confusion"].astype(
         int
     ).ravel().tolist()
+
+
+LOOK = """
+const every = (selector) => [...document.querySelectorAll(selector)];
+const texts = (selector) => every(selector).map((node) => node.textContent);
+const drawn = every("[data-chart] .plot path").map((path) => path.getAttribute("d"));
+document.querySelector("button.log").click();
+const log = document.querySelector("[data-chart=loss] .plot path").getAttribute("d");
+const plot = document.querySelector("[data-chart=loss] .plot"), box = plot.getBoundingClientRect();
+plot.dispatchEvent(new PointerEvent("pointermove", { clientX: box.right - 15, clientY: box.top }));
+const tip = document.getElementById("tip").textContent;
+document.querySelector("[data-clock=time]").click();
+const shown = () => every(".gallery figure:not([hidden])").length;
+const first = shown();
+document.querySelector("td.c1[style*='1.00']").click();
+const choice = [document.getElementById("true").value, document.getElementById("predicted").value];
+const seen = every("img").filter((image) => image.naturalWidth > 0).length;
+return { drawn, log, tip, first, chosen: shown(), choice, seen,
+  images: every("img").length, told: texts("#told")[0],
+  clock: texts("[data-chart=loss] text").at(-1) };
+"""
+
+
+@needs_chromium
+@pytest.mark.slow
+@pytest.mark.parametrize("width,dark", [(1280, False), (360, True)], ids=["desk", "phone"])
+def test_page_in_a_browser(run, tmp_path, width, dark):
+    """Curves are drawn, controls work, nothing sticks out, no word in the console."""
+    report.write_report(tmp_path / "report", **run)
+    found = look(tmp_path / "report" / "index.html", tmp_path, LOOK, width, dark)
+    assert "error" not in found, found
+    assert found["width"] == width and found["overflow"] <= 0
+    assert found["paper"] == ("rgb(16, 19, 23)" if dark else "rgb(255, 255, 255)")
+    assert len(found["drawn"]) == 8 and all(found["drawn"])
+    assert found["drawn"][1].count("M") == 2  # a gap where the loss was not finite
+    assert found["log"] and found["log"] != found["drawn"][0]
+    assert found["tip"] == "epoch 3train0.6667test0.7"
+    assert found["clock"] == "minutes"
+    wrong = int((run["logits"].argmax(1) != run["labels"]).sum())
+    assert found["first"] == min(24, wrong)
+    true, predicted = map(int, found["choice"])
+    count = int(run["confusion"][true, predicted])
+    assert true != predicted and found["chosen"] == count > 0
+    assert found["told"] == f"{count} of {count} shown"
+    assert found["seen"] == found["images"] > 20
