@@ -24,7 +24,8 @@ from cifar_jax import workdir as files  # noqa: E402
 from configs import base  # noqa: E402
 
 LEVEL = 0.05
-NEEDED = ("model", "seed", "dataset", "epochs", "seconds", "device")
+NEEDED = ("status", "model", "seed", "dataset", "epochs", "seconds", "device", "test")
+LOGGED = ("epoch", "lr", "seconds", "images_per_second", "train_loss", "eval_loss", "eval_accuracy")
 
 
 def read(path):
@@ -44,9 +45,14 @@ def read(path):
         raise InputError(f"{path} holds no run: there is no such folder or file")
     if not isinstance(result, dict) or not isinstance(config, dict):
         raise InputError(f"{path} holds no run that has ended: it lacks result.json or config.json")
-    if "test" not in result or any(key not in result for key in NEEDED):
-        status = result.get("status", "without a status")
-        raise InputError(f"{path} has no test accuracy: that run is {status}")
+    missing = [key for key in NEEDED if key not in result]
+    if missing == ["test"]:
+        raise InputError(f"{path} has no test accuracy: that run is {result['status']}")
+    if missing:
+        raise InputError(f"{path} holds no run: its result lacks {missing[0]!r}")
+    for name in LOGGED:
+        if not all(isinstance(r, dict) and name in r for r in records or []):
+            raise InputError(f"{path} cannot be read: its metrics.jsonl lacks {name!r} in a line")
     defaults = json.loads(base.get_config().to_json_best_effort())
     fields = {**dict(page.flat(defaults)), **dict(page.flat(config))}
     for name in [n for n in fields if n == "seed" or {n, n.split(".")[0]} & {*files.FREE_FIELDS}]:

@@ -115,8 +115,10 @@
       }
       const bottom = HEIGHT - BOTTOM;
       make("line", { x1: LEFT, x2: width - RIGHT, y1: bottom, y2: bottom, class: "axis" }, svg);
-      const whole = ticks(x0, x1, Math.max(2, Math.min(8, width / 70))).filter((v) => byTime || Number.isInteger(+v.toFixed(9)));
-      const few = byTime || whole.length ? whole : [...new Set(all.map((p) => p.x))];
+      const xTicks = ticks(x0, x1, Math.max(2, Math.min(8, width / 70)));
+      const whole = xTicks.filter((v) => byTime || Number.isInteger(+v.toFixed(9)));
+      const places = [...new Set(all.map((p) => p.x))];
+      const few = whole.length > 1 ? whole : places.length < 3 ? places : xTicks;
       for (const value of few) {
         make("line", { x1: view.x(value), x2: view.x(value), y1: bottom, y2: bottom + 4, class: "axis" }, svg);
         make("text", { x: view.x(value), y: bottom + 17, "text-anchor": "middle" }, svg, format(value));
