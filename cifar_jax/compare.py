@@ -6,13 +6,12 @@ import os
 
 import jax
 import numpy as np
-from scipy import stats
 
 from cifar_jax import InputError, report, timing
 from cifar_jax import workdir as files
 from cifar_jax.exchange import load_torch_twin
 from cifar_jax.experiment import environment, make_experiment
-from cifar_jax.metrics import interval
+from cifar_jax.significance import interval, paired
 from cifar_jax.steps import make_predict
 from cifar_jax.timing import Sides
 
@@ -174,14 +173,10 @@ def summarize(runs):
     """Mean, standard deviation and 95 % interval (Student's t) of each side's accuracy and of the
     paired difference JAX - PyTorch, with the paired t-test's p-value; None where n = 1."""
     values = {side: np.array([run[side]["accuracy"] for run in runs]) for side in SIDES}
-    values["difference"] = values["jax"] - values["torch"]
-    summary = {name: interval(x) for name, x in values.items()}
-    difference = summary["difference"]
-    difference["p_value"] = None
-    if len(runs) > 1 and difference["sd"] > 0:
-        t = difference["mean"] / (difference["sd"] / len(runs) ** 0.5)
-        difference["p_value"] = float(2 * stats.t.sf(abs(t), len(runs) - 1))
-    return summary
+    return {
+        **{side: interval(x) for side, x in values.items()},
+        "difference": paired(values["jax"], values["torch"]),
+    }
 
 
 def markdown(comparisons):

@@ -270,6 +270,14 @@ def sample_images(train, augment, normalization, class_names, seed, columns=10):
     }
 
 
+def first_filters(state, channels=3):
+    """The first kernel [H, W, channels, filters] in `state` that reads images; None without one."""
+    for leaf in jax.tree.leaves((state.params, state.batch_stats)):  # the speedrun's is a statistic
+        if leaf.ndim == 4 and leaf.shape[2] == channels:
+            return np.asarray(leaf, np.float32)
+    return None
+
+
 def environment():
     """What a result depends on besides the config: device, versions, git commit."""
     device = sharding.first_device()

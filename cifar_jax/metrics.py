@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
-from scipy import stats
 
 TOP = (1, 3, 5)
 
@@ -40,17 +39,6 @@ class Metrics(struct.PyTreeNode):
         }
 
 
-def interval(values):
-    """n, mean, sd and 95 % interval (Student's t) of a figure over runs; of one, only a mean."""
-    x = np.asarray(values, float)
-    n, mean = len(x), float(x.mean())
-    if n < 2:
-        return {"n": n, "mean": mean, "sd": None, "interval": None}
-    sd = float(x.std(ddof=1))
-    half = float(stats.t.ppf(0.975, n - 1)) * sd / n**0.5
-    return {"n": n, "mean": mean, "sd": sd, "interval": [mean - half, mean + half]}
-
-
 def per_example_loss(logits, labels, label_smoothing=0.0):
     """Cross-entropy [B] of logits or log-probabilities [B, C], with uniform label smoothing."""
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -82,3 +70,57 @@ def measure(logits, labels, loss, weight=None):
         hits.sum(0),
         true.T @ predicted,
     )
+
+
+def softmax(logits):
+    """Probabilities [N, C] of logits on the host, as float64; NaN where a row is not finite."""
+    logits = np.asarray(logits, np.float64)
+    finite = np.isfinite(logits).all(-1, keepdims=True)
+    logits = np.where(finite, logits, 0.0)
+    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.where(finite, exponentials / exponentials.sum(-1, keepdims=True), np.nan)
+
+
+def calibration(probabilities, labels, bins=15):
+    """How far confidence (the largest of `probabilities` [N, C]) is from accuracy, in percent.
+
+    ece: the expected calibration error (Guo et al. 2017), the mean distance of the two over `bins`
+    equal bins, weighted by their images; brier: the mean squared distance to the true class's unit
+    vector. bins: low, high, and of the images in it count, accuracy, confidence (None of none).
+    Rows with a NaN are left out and counted.
+    """
+    kept = ~np.isnan(probabilities).any(-1)
+    p, labels = probabilities[kept], np.asarray(labels)[kept]
+    confidence = p.max(-1, initial=0.0)
+    right = p.argmax(-1) == labels
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    counts, rights, sums = (
+        np.bincount(place, weights, bins) for weights in (None, right, confidence)
+    )
+    total = max(len(p), 1)
+    target = np.arange(p.shape[1]) == labels[:, None]
+    return {
+        "ece": 100.0 * float(np.abs(rights - sums).sum()) / total,
+        "accuracy": 100.0 * float(right.sum()) / total,
+        "confidence": 100.0 * float(confidence.sum()) / total,
+        "brier": float(((p - target) ** 2).sum()) / total,
+        "left_out": int((~kept).sum()),
+        "bins": [
+            {
+                "low": 100.0 * i / bins,
+                "high": 100.0 * (i + 1) / bins,
+                "count": int(count),
+                "accuracy": 100.0 * float(rights[i] / count) if count else None,
+                "confidence": 100.0 * float(sums[i] / count) if count else None,
+            }
+            for i, count in enumerate(counts)
+        ],
+    }
+
+
+def wilson(share, n):
+    """Wilson's 95 % interval, in percent, of a `share` in percent of `n` images."""
+    z, p, n = 1.959964, share / 100.0, max(n, 1)
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    return [100.0 * (middle - half), 100.0 * (middle + half)]

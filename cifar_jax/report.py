@@ -1,15 +1,12 @@
 """Pictures and the page of a run, from numpy arrays. The only file that says matplotlib."""
 
-import base64
+import functools
 import io
 import pathlib
 
-import jinja2
-import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+
+from cifar_jax import metrics, page
 
 TRAIN_COLOR, EVAL_COLOR, ACCENT = "#4c78a8", "#e4572e", "#2f6f4f"
 STYLE = {
@@ -23,15 +20,32 @@ STYLE = {
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
     "legend.frameon": False,
-    "savefig.dpi": 150,
+    "savefig.dpi": 120,
 }
-matplotlib.rcParams.update(STYLE)
+MANY = 20  # classes: of more, figures say less
+
+
+@functools.cache
+def _matplotlib():
+    """matplotlib in our style, loaded when the first picture is drawn: training starts without."""
+    import matplotlib
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure
+    import matplotlib.ticker
+
+    matplotlib.rcParams.update(STYLE)
+    return matplotlib
 
 
 def _figure(width, height):
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    matplotlib = _matplotlib()
+    figure = matplotlib.figure.Figure((width, height), layout="constrained", facecolor="white")
+    matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
     return figure
+
+
+def _whole_numbers(axes):
+    axes.xaxis.set_major_locator(_matplotlib().ticker.MaxNLocator(integer=True))
 
 
 def draw_curves(records, learning_rate, steps_per_epoch, eval_name="test"):
@@ -59,7 +73,7 @@ def draw_curves(records, learning_rate, steps_per_epoch, eval_name="test"):
             **marker,
         )
         axes.set(xlabel="epoch", ylabel=label, title=key.capitalize())
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _whole_numbers(axes)
         axes.legend()
     right.plot(np.arange(len(learning_rate)) / steps_per_epoch, learning_rate, color=ACCENT)
     right.set(xlabel="epoch", ylabel="learning rate", title="Learning rate", ylim=(0, None))
@@ -84,32 +98,32 @@ def draw_lr_find(lr, loss, smoothed, suggestion):
 
 def draw_per_class(per_class):
     """A bar for each class with its accuracy in percent; the dashed line is their mean."""
-    figure = _figure(8, 3.4)
-    axes = figure.subplots()
     names, values = list(per_class), list(per_class.values())
+    figure = _figure(max(8, 0.16 * len(names)), 3.4)
+    axes = figure.subplots()
     bars = axes.bar(names, values, color=TRAIN_COLOR, width=0.72)
-    axes.bar_label(bars, fmt="%.1f", label_type="center", color="white", fontsize=9)
+    if len(names) <= MANY:
+        axes.bar_label(bars, fmt="%.1f", label_type="center", color="white", fontsize=9)
     mean = float(np.mean(values))
     axes.axhline(mean, color=EVAL_COLOR, linestyle="--", linewidth=1.2)
     axes.set(ylabel="accuracy (%)", ylim=(0, 102), yticks=range(0, 101, 20))
     axes.set_title(f"Accuracy by class, test images (dashed: mean, {mean:.2f} %)")
     axes.grid(axis="x", visible=False)
-    _slant(axes, names)
+    _name_classes(axes, names)
     return figure
 
 
 def draw_confusion(confusion, class_names):
     """Counts of true (rows) by predicted (columns) classes; mistakes have a colour scale."""
-    figure = _figure(6.6, 5.8)
+    few = len(class_names) <= MANY
+    figure = _figure(*((6.6, 5.8) if few else (12, 10.8)))
     axes = figure.subplots()
     confusion = np.asarray(confusion)
     mistakes = confusion * (1 - np.eye(len(confusion)))
     top = max(1.0, mistakes.max())
-    picture = axes.imshow(mistakes, cmap="Reds", vmin=0, vmax=top)
-    for i, row in enumerate(confusion):
+    image = axes.imshow(mistakes, cmap="Reds", vmin=0, vmax=top)
+    for i, row in enumerate(confusion if few else ()):
         for j, value in enumerate(row):
-            color = "white" if mistakes[i, j] > 0.6 * top else "#222222"
-            weight = "bold" if i == j else "normal"
             axes.text(
                 j,
                 i,
@@ -117,45 +131,43 @@ def draw_confusion(confusion, class_names):
                 ha="center",
                 va="center",
                 fontsize=8,
-                color=color,
-                fontweight=weight,
+                color="white" if mistakes[i, j] > 0.6 * top else "#222222",
+                fontweight="bold" if i == j else "normal",
             )
-    _slant(axes, class_names)
-    axes.set_yticks(range(len(class_names)), class_names)
+    _name_classes(axes, class_names)
+    axes.set_yticks(range(len(class_names)), class_names, fontsize=None if few else 5)
     axes.set(xlabel="predicted class", ylabel="true class", title="Confusion matrix, test images")
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
-    figure.colorbar(picture, ax=axes, label="images confused", shrink=0.8)
+    figure.colorbar(image, ax=axes, label="images confused", shrink=0.8)
     return figure
 
 
 def draw_mistakes(images, labels, logits, class_names, rows=4, columns=6):
     """The images of whose wrong class the model was most certain, with both names."""
-    probabilities = np.exp(logits - logits.max(-1, keepdims=True))
-    probabilities /= probabilities.sum(-1, keepdims=True)
-    predicted = probabilities.argmax(-1)
-    wrong = np.flatnonzero(predicted != labels)
-    wrong = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")]
-    rows = min(rows, max(1, -(-len(wrong) // columns)))
+    probabilities = metrics.softmax(logits)
+    found = page.surest_mistakes(labels, logits, probabilities)
+    rows = min(rows, max(1, -(-len(found) // columns)))
     figure = _figure(10, 0.5 + 2.05 * rows)
-    figure.suptitle(
-        f"{len(wrong):,} of {len(labels):,} test images are wrong; the most confident mistakes"
-        if len(wrong)
-        else f"All {len(labels):,} test images are right",
-        fontsize=11,
-        fontweight="bold",
+    axes = figure.subplots()
+    height, width = images.shape[1:3]
+    down, right = round(1.42 * height), round(1.3 * width)  # from one image to the next
+    canvas = np.full((rows * down, columns * right, 3), 255, np.uint8)
+    for place, i in enumerate(found[: rows * columns]):
+        y, x = place // columns * down, place % columns * right
+        canvas[y : y + height, x : x + width] = images[i]
+        predicted = np.argmax(logits[i])
+        share = 100 * probabilities[i, predicted]
+        names = f"{class_names[labels[i]]}\ntaken for {class_names[predicted]}, {share:.0f} %"
+        axes.text(x + width / 2, y - 1.5, names, ha="center", va="bottom", fontsize=8)
+    axes.imshow(canvas, interpolation="nearest")
+    axes.set_ylim(rows * down, -0.4 * height)  # room for the first row's names
+    axes.set_axis_off()
+    axes.set_title(
+        f"{len(found):,} of {len(labels):,} test images are wrong; the most confident mistakes"
+        if len(found)
+        else f"All {len(labels):,} test images are right"
     )
-    for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-        axes.set_axis_off()
-        if place < len(wrong):
-            i = wrong[place]
-            axes.imshow(images[i], interpolation="nearest")
-            share = 100 * probabilities[i, predicted[i]]
-            axes.set_title(
-                f"{class_names[labels[i]]}\ntaken for {class_names[predicted[i]]}, {share:.0f} %",
-                fontsize=8,
-                fontweight="normal",
-            )
     return figure
 
 
@@ -195,7 +207,7 @@ def draw_counts(counts, class_names):
             places, values, width * 0.92, label=split, color=(TRAIN_COLOR, EVAL_COLOR, ACCENT)[k]
         )
         axes.bar_label(bars, fontsize=7, padding=1, fmt="%d")
-    _slant(axes, class_names)
+    _name_classes(axes, class_names)
     axes.set(ylabel="images", title="Images by class")
     axes.grid(axis="x", visible=False)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -207,7 +219,7 @@ def draw_samples(samples, class_names):
     augmented = samples["augmented"]
     columns = ["original", *[""] * (augmented.shape[1] - 1)]
     return {
-        "samples": draw_grid(samples["by_class"], class_names, "Training images"),
+        "samples": draw_grid(samples["by_class"][:MANY], class_names[:MANY], "Training images"),
         "augmented": draw_grid(
             augmented, samples["augmented_names"], "Training images under the augmentation", columns
         ),
@@ -240,15 +252,19 @@ def write_report(
     samples,
     learning_rate,
     config,
+    filters=None,
 ):
-    """Draw a run: folder/*.png and folder/index.html, which holds all the pictures itself.
+    """Draw a run: folder/*.png, folder/index.html, which holds all that it shows, and
+    folder/predictions.npz with `logits` and `labels`, by which runs are compared.
 
     `result` and `records` as in result.json and metrics.jsonl; confusion [C, C], logits [N, C],
     images uint8 [N, H, W, 3] and labels [N] of the test split at the best checkpoint; samples as
-    draw_samples takes them; learning_rate [steps]; config a nested dict.
+    draw_samples takes them; learning_rate [steps]; config a nested dict; filters [H, W, 3, F] of
+    the first convolution.
     """
+    folder = pathlib.Path(folder)
     steps_per_epoch = result["steps"] / result["epochs"] if result["epochs"] else 1
-    eval_name = "validation" if "validation" in result["dataset"]["sizes"] else "test"
+    eval_name = page.evaluated(result)
     figures = {
         "per_class": draw_per_class(result["per_class"]),
         "confusion": draw_confusion(confusion, class_names),
@@ -256,28 +272,25 @@ def write_report(
         **draw_samples(samples, class_names),
     }
     if records:
-        figures = {
-            "curves": draw_curves(records, learning_rate, steps_per_epoch, eval_name),
-            **figures,
-        }
-    pictures = save(figures, folder)
-    captions = {
-        "curves": "Loss, accuracy and learning rate by epoch (train: with augmentation; "
-        f"{eval_name}: evaluation mode)",
-        "per_class": "Share of each class's test images that the best checkpoint gets right",
-        "confusion": "True against predicted classes; only mistakes are coloured",
-        "mistakes": "Where the best checkpoint is wrong and surest of it",
-        "samples": "Ten training images of each class",
-        "augmented": "What the network sees: each row one image and nine augmented versions",
-    }
-    _write_page(
-        pathlib.Path(folder) / "index.html",
-        "report.html",
-        pictures=_embedded(pictures, captions),
+        figures["curves"] = draw_curves(records, learning_rate, steps_per_epoch, eval_name)
+    save(figures, folder)
+    part = folder / ".predictions.npz.part"
+    with open(part, "wb") as file:
+        np.savez(file, logits=np.asarray(logits, np.float32), labels=np.asarray(labels, np.int32))
+    part.replace(folder / "predictions.npz")
+    page.write_run(
+        folder / "index.html",
         result=result,
         records=records,
-        config=_flat(config),
-        eval_name=eval_name,
+        class_names=class_names,
+        confusion=confusion,
+        logits=logits,
+        images=images,
+        labels=labels,
+        samples=samples,
+        learning_rate=learning_rate,
+        config=config,
+        filters=filters,
     )
 
 
@@ -306,7 +319,7 @@ def draw_losses(runs):
                     label=label if k == 0 else None,
                 )
         axes.set(xlabel="step", ylabel="cross-entropy (nats)", title=f"Training loss, {title}")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _whole_numbers(axes)
         axes.legend()
     return figure
 
@@ -390,30 +403,14 @@ def write_comparison(folder, comparison):
         "JAX's where they are the same; dropout, where the net has it, differs",
         "speed": "Training speed; whiskers: slowest and fastest round",
     }
-    pictures = {name: _png(figure) for name, figure in figures.items()}
-    _write_page(
+    page.write(
         pathlib.Path(folder) / "comparison.html",
         "comparison.html",
-        pictures=_embedded(pictures, captions),
+        pictures=[
+            (captions[name], page.data_uri(_png(figure))) for name, figure in figures.items()
+        ],
         c=comparison,
     )
-
-
-def _embedded(pictures, captions):
-    """[(name, caption, base64)] of {name: PNG bytes}."""
-    return [
-        (name, captions[name], base64.b64encode(data).decode()) for name, data in pictures.items()
-    ]
-
-
-def _write_page(path, template, **values):
-    """Render a template of templates/ to `path`, whole or not at all."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"), autoescape=True
-    )
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(environment.get_template(template).render(**values))
-    part.replace(path)
 
 
 def _png(figure):
@@ -422,27 +419,15 @@ def _png(figure):
     return buffer.getvalue()
 
 
-def _slant(axes, names):
-    """Turn the class names under an axis so that long ones do not touch."""
-    turned = (
-        {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
-        if max(map(len, names)) > 3
-        else {}
-    )
+def _name_classes(axes, names):
+    """The class names under an axis, turned so that long or many ones do not touch."""
+    turned = {}
+    if len(names) > MANY:
+        turned = {"rotation": 90, "fontsize": 5}
+    elif max(map(len, names)) > 3:
+        turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticks(range(len(names)), names, **turned)
 
 
 def _number(value):
     return np.nan if value is None else value
-
-
-def _flat(tree, prefix=""):
-    """[(dotted name, value)] of a nested dict."""
-    rows = []
-    for key, value in tree.items():
-        rows += (
-            _flat(value, f"{prefix}{key}.")
-            if isinstance(value, dict)
-            else [(f"{prefix}{key}", value)]
-        )
-    return rows

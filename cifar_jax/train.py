@@ -15,7 +15,7 @@ from tqdm import tqdm
 from cifar_jax import report, sharding
 from cifar_jax import workdir as files
 from cifar_jax.checkpoint import Checkpoints
-from cifar_jax.experiment import environment, make_experiment, sample_images
+from cifar_jax.experiment import environment, first_filters, make_experiment, sample_images
 from cifar_jax.metrics import Metrics
 
 PROFILED = 3  # steps in a trace
@@ -460,6 +460,7 @@ class Run:
                 ),
                 learning_rate=np.asarray(exp.schedules.learning_rate(np.arange(max(step, 1)))),
                 config=config.to_dict(),
+                filters=first_filters(state),
             )
         files.write_json(self.path / "result.json", result)
         return result

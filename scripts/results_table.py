@@ -228,7 +228,7 @@ def speedruns():
 
 
 def figure(summary, digits, unit=""):
-    """metrics.interval's mean, deviation and interval in words."""
+    """significance.interval's mean, deviation and interval in words."""
     text = f"{summary['mean']:.{digits}f}"
     if summary["interval"] is None:
         return text + unit

@@ -25,7 +25,8 @@ import jax  # noqa: E402
 from cifar_jax import InputError  # noqa: E402
 from cifar_jax import workdir as files  # noqa: E402
 from cifar_jax.experiment import environment, make_experiment  # noqa: E402
-from cifar_jax.metrics import Metrics, interval  # noqa: E402
+from cifar_jax.metrics import Metrics  # noqa: E402
+from cifar_jax.significance import interval  # noqa: E402
 from cifar_jax.steps import VIEWS  # noqa: E402
 
 
@@ -121,7 +122,7 @@ class Race:
 
 
 def summarize(runs):
-    """metrics.interval of the seconds and of the accuracy under each choice of views."""
+    """significance.interval of the seconds and of the accuracy under each choice of views."""
     accuracy = {views: interval([run["accuracy"][views] for run in runs]) for views in VIEWS}
     return {"accuracy": accuracy, "seconds": interval([run["seconds"] for run in runs])}
 

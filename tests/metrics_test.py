@@ -3,8 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 import torch
+from scipy import stats
 
-from cifar_jax.metrics import Metrics, interval, measure, per_example_loss
+from cifar_jax.metrics import Metrics, calibration, measure, per_example_loss, softmax, wilson
 
 
 def test_sums_are_numpys(rng):
@@ -21,16 +22,6 @@ def test_sums_are_numpys(rng):
     assert summary["accuracy"] == 100 * hits[0] / 200
     theirs = torch.nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(labels))
     np.testing.assert_allclose(summary["loss"], theirs, rtol=1e-5)
-
-
-def test_interval_is_students_t():
-    """Of 1, 2, 3, 4: t(0.975, 3) = 3.18245 (table); standard error sqrt(5/3) / 2."""
-    figure = interval([1, 2, 3, 4])
-    assert (figure["n"], figure["mean"]) == (4, 2.5)
-    np.testing.assert_allclose(figure["sd"], (5 / 3) ** 0.5)
-    half = 3.18245 * (5 / 3) ** 0.5 / 2
-    np.testing.assert_allclose(figure["interval"], [2.5 - half, 2.5 + half], rtol=1e-5)
-    assert interval([94.0]) == {"n": 1, "mean": 94.0, "sd": None, "interval": None}
 
 
 def test_label_smoothing_is_torchs(rng):
@@ -79,3 +70,31 @@ def test_sums_add_up_and_nothing_is_nothing(rng):
     np.testing.assert_array_equal(parts.confusion, whole.confusion)
     assert parts.count == 30
     assert Metrics.zeros(4).summary() == {"loss": 0.0, "accuracy": 0.0, "top3": 0.0, "top5": 0.0}
+
+
+def test_softmax_is_torchs(rng):
+    logits = 50 * rng.normal(size=(20, 10))
+    theirs = torch.softmax(torch.tensor(logits), 1)
+    np.testing.assert_allclose(softmax(logits), theirs, rtol=1e-12)
+    logits[3, 4] = np.inf
+    assert np.isnan(softmax(logits)[3]).all() and np.isfinite(softmax(logits)[4]).all()
+
+
+def test_calibration_by_hand():
+    """Two images at 0.9, one of them right; one at 0.6, right: gaps 0.4 and 0.4, all of them."""
+    p = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [np.nan, np.nan]])
+    found = calibration(p, np.array([0, 1, 1, 0]), bins=10)
+    np.testing.assert_allclose(found["ece"], 100 * (2 * 0.4 + 0.4) / 3)
+    np.testing.assert_allclose(found["brier"], 2 * (0.01 + 0.81 + 0.16) / 3)
+    np.testing.assert_allclose([found["accuracy"], found["confidence"]], [200 / 3, 80.0])
+    assert found["left_out"] == 1
+    assert [b["count"] for b in found["bins"]] == [0, 0, 0, 0, 0, 1, 0, 0, 2, 0]
+    np.testing.assert_allclose(found["bins"][8]["accuracy"], 50.0)
+    assert found["bins"][0]["accuracy"] is None
+
+
+def test_wilson_is_scipys():
+    for hits in (0, 7, 9312, 10000):
+        theirs = stats.binomtest(hits, 10000).proportion_ci(method="wilson")
+        ours = wilson(100.0 * hits / 10000, 10000)
+        np.testing.assert_allclose(ours, 100 * np.array(theirs), atol=1e-5)
