@@ -31,7 +31,7 @@ class DamagedCheckpoint(InputError):
 
 
 def _first_line(error):
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]  # Orbax tells stories
 
 
 def _kinds(tree):

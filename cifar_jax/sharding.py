@@ -37,8 +37,9 @@ def first_device():
     """
     try:
         device = jax.devices()[0]
-    except RuntimeError as error:
-        raise InputError(f"JAX finds no device: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, AssertionError) as error:  # the latter where it has no such plugin
+        asked = f"JAX finds no device (JAX_PLATFORMS is {jax.config.jax_platforms!r})"
+        raise InputError(f"{asked}: {error}".rstrip(": ")) from error
     if device.platform == "cpu" and NVIDIA_DRIVER.exists() and not jax.config.jax_platforms:
         raise InputError(
             "there is an NVIDIA GPU, but this JAX cannot use it: install requirements.txt "
