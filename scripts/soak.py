@@ -39,7 +39,7 @@ def content(workdir):
     meta = json.loads((workdir / "checkpoints" / str(max(steps)) / "meta" / "metadata").read_text())
     result = running.result(workdir)
     return {
-        "checkpoints": sorted(steps),
+        "step": max(steps),
         "checksums": meta["checksums"],
         "log": running.metrics(workdir),
         "result": {k: result[k] for k in ("status", "best", "last", "test", "per_class", "steps")},
@@ -83,8 +83,10 @@ def soak(kills, rng, start, folder):
         if process.returncode not in (0, 75, *(-signum for signum in SIGNALS)):
             sys.exit(f"a run ended with exit code {process.returncode}: {err}")
         if process.returncode == 0:
-            if content(workdir) != reference:
-                sys.exit(f"run {runs + 1} differs from the uninterrupted one; {dict(tally)}")
+            found = content(workdir)
+            differing = [key for key in reference if found[key] != reference[key]]
+            if differing:
+                sys.exit(f"run {runs + 1} differs in {differing} after {dict(tally)}")
             runs += 1
             shutil.rmtree(workdir)
     return {"survived": tally.total(), "runs": runs, "kills": dict(sorted(tally.items()))}
