@@ -24,7 +24,7 @@ from running import (
 
 from cifar_jax import sharding
 
-JOB = (*QUICK, "--config.epochs=2")
+JOB = (*QUICK, "--config.epochs=2", "--config.drop_last=True")  # one program less to compile
 
 
 @pytest.fixture
@@ -58,10 +58,11 @@ def losses(workdir):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_and_the_run_moves_to_one(job, program, tmp_path):
+    """As one with as many devices; a single CPU device computes its convolutions in another way."""
     five_steps, two = "--config.stop_after=0.21", tmp_path / "two"
-    (out, _), (silence, _) = finish_all(job(two, five_steps, "--config.report=True"))
+    _, (silence, _) = finish_all(job(two, five_steps))
     assert silence == "" and result(two)["device"].startswith("4 x ")
-    finish(program(*JOB, five_steps, f"--workdir={tmp_path}/one"))
+    finish(program(*JOB, five_steps, f"--workdir={tmp_path}/one", devices=4))
     assert losses(two) == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
     out, _ = finish(program(*JOB, f"--workdir={two}", "--config.stop_after=1"))
     assert "resuming" in out and [r["epoch"] for r in metrics(two)] == [1]
@@ -77,11 +78,11 @@ def test_a_signal_to_one_and_the_death_of_one_leave_the_run_as_it_would_have_bee
     assert out.count("epoch") == 2 and silence == ""
 
     first, second = job(workdir)
-    wait_for(lambda: (workdir / "checkpoints" / "24").exists(), first)
+    wait_for(lambda: (workdir / "checkpoints" / "23").exists(), first)
     second.send_signal(signal.SIGTERM)
     finish_all((first, second), code=75)
     stopped = result(workdir)
-    assert stopped["status"] == "interrupted" and 24 <= stopped["steps"] < 48
+    assert stopped["status"] == "interrupted" and 23 <= stopped["steps"] < 46
 
     first, second = job(workdir)
     wait_for(lambda: not (workdir / "result.json").exists(), first)  # it has been resumed
