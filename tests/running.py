@@ -1,5 +1,6 @@
 """Running the program in processes of its own, and reading what a run left."""
 
+import atexit
 import json
 import multiprocessing
 import os
@@ -55,8 +56,6 @@ def _environment(cache, devices, variables):
 class Fork:
     """main.py as `start` runs it, but forked from a server that has its imports done: two seconds
     earlier. `fault` is called in it first; it may replace functions of the program.
-
-    What differs: the interpreter is left at once, without its last rites.
     """
 
     def __init__(self, *arguments, cache, devices=1, variables=None, fault=None):
@@ -113,15 +112,18 @@ def _main(arguments, environment, outputs, fault):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     if fault:
         fault()
-    app.run(main.main, flags_parser=main.parse)
+    try:
+        app.run(main.main, flags_parser=main.parse)
+    finally:
+        atexit._run_exitfuncs()  # a forked process would leave without
 
 
 def start_job(*arguments, processes=2, **settings):
-    """That many running main.py's as one job on this machine, two devices each; see start."""
+    """That many running main.py's as one job on this machine, two devices each; see Fork."""
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
     return [
-        start(*arguments, f"--distributed=localhost:{port},{processes},{i}", devices=2, **settings)
+        Fork(*arguments, f"--distributed=localhost:{port},{processes},{i}", devices=2, **settings)
         for i in range(processes)
     ]
 
