@@ -157,10 +157,12 @@ def fuzz(reader, inputs, check, once_failed=None):
 
     for value in once_failed.values():
         run = example(value)(run)
-    start = time.perf_counter()
-    run()
-    record["seconds"] = time.perf_counter() - start
     record["once_failed"] = [*once_failed]
+    start = time.perf_counter()
+    try:
+        run()
+    finally:
+        record["seconds"] = time.perf_counter() - start
 
 
 # ------------------------------------------------------------------------------------------------
