@@ -44,7 +44,7 @@ def parse(argv):
     except (AttributeError, KeyError) as error:
         named = str(error).replace("\\n", " ").replace("\\", "").strip("\"'")
         refuse(f"the config has no such field: {named}")
-    except (flags.Error, ValueError, TypeError, OSError) as error:
+    except Exception as error:  # what the parsers of values raise is not told
         text = str(error)
         if "Traceback" in text:  # raised by the config file: its last line says why
             text = text.strip().splitlines()[-1]
