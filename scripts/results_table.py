@@ -245,7 +245,7 @@ def benchmarks():
 
 
 def faults():
-    """A row for each case of tests/cases.py: how many tests show that it holds; then the soak."""
+    """A row for each case of tests/cases.py: how many tests show that it holds; soak and fuzz."""
     from cases import CASES
 
     path = ROOT / "results" / "faults.json"
@@ -272,6 +272,16 @@ def faults():
             + f"). Resident memory of a run of {soak['memory']['epochs']:,} epochs: "
             f"{soak['memory']['settled']:.0f} MiB after a fifth of them, "
             f"{soak['memory']['end']:.0f} MiB at the end. {provenance(soak)}.",
+        ]
+    path = ROOT / "results" / "fuzz.json"
+    if path.exists():
+        fuzz = json.loads(path.read_text())
+        inputs = ", ".join(f"{k} {v['inputs']:,}" for k, v in fuzz["readers"].items())
+        rows += [
+            "",
+            f"Mutated inputs by reader: {inputs}. Each gave right data or one sentence, within "
+            f"{fuzz['limits']['seconds']} s and {fuzz['limits']['bytes'] >> 20} MiB (an image: "
+            f"{fuzz['limits']['bytes_of_an_image'] >> 20} MiB). {provenance(fuzz)}.",
         ]
     return "\n".join(rows)
 
