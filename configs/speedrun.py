@@ -2,7 +2,7 @@
 
 airbench94 (KellerJordan/cifar10-airbench, arXiv 2404.00498): published mean 94.01 % with six views
 (n = 1000); with variant `96` airbench96, published 96.03 % (n = 400). Many runs, timed:
-scripts/speedrun.py. Ours: not yet measured.
+scripts/speedrun.py; what they reached lies in results/speedrun/.
 """
 
 from configs.base import get_config as base
