@@ -5,7 +5,7 @@ started again with the same command until it is done; then anew, until --kills a
 finished run must equal an uninterrupted one bit for bit: every array of the last checkpoint (by its
 checksums), every line of metrics.jsonl (but for times), result.json's figures. Then a tiny run of
 --epochs must need no more memory at its end than early on. Exit code 1 if not; what was found goes
-to --out. --fork spares the imports (tests/running.py), and with them the moments before the run.
+to --out. --fork spares imports (tests/running.py) and reports, and with them those moments.
 """
 
 import argparse
@@ -133,7 +133,7 @@ def main(arguments):
             return start(*running.QUICK, *more, f"--workdir={workdir}", cache=folder / "cache")
 
         found = {**environment(), "fork": arguments.fork, "seed": arguments.seed}
-        report = "--config.report=True"
+        report = f"--config.report={not arguments.fork}"
         found |= soak(
             arguments.kills, random.Random(arguments.seed), lambda w: run(w, report), folder
         )

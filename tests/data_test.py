@@ -300,7 +300,7 @@ def serve(folder):
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, format, *args):
-            asked.append(args[0])
+            asked.append(str(args[0]))
 
     server = http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), functools.partial(Handler, directory=folder)
@@ -463,7 +463,7 @@ def test_official_data_in_every_form(form, cifar10_dir, tmp_path):
 
 
 @pytest.mark.cifar10
-@pytest.mark.slow
+@pytest.mark.long
 def test_official_data_through_tfds(cifar10_dir, tmp_path, monkeypatch):
     """Download of the whole binary archive from a local server, prepared and read back: the same
     images in order."""

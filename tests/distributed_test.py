@@ -56,7 +56,7 @@ def losses(workdir):
     return next(v for k, v in arrays(workdir).items() if "epoch_metrics" in k and "loss" in k)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_train_as_one_and_the_run_moves_to_one(job, program, tmp_path):
     """As one with as many devices; a single CPU device computes its convolutions in another way."""
     five_steps, two = "--config.stop_after=0.21", tmp_path / "two"

@@ -135,6 +135,8 @@ def test_going_on_within_the_last_part_of_an_epoch(speedrun, program, tmp_path):
     assert_same_run(workdir, speedrun)
 
 
+@pytest.mark.slow
+@pytest.mark.case(22)
 def test_one_and_eight_devices_give_the_same_losses(program, tmp_path):
     """The sum of the losses of the first five steps; and a run may go on on another number of
     devices."""

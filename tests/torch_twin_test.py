@@ -317,7 +317,10 @@ def test_twins_have_the_same_tensors(name):
     assert count == sum(x.size for x in jax.tree.leaves(shapes["params"]))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.long] * (n in ("mixture", "dilated"))) for n in MODELS],
+)
 def test_float32(name):
     """Ours in float32, as trained; in training mode against PyTorch in float64.
 
