@@ -396,12 +396,13 @@ def _tfds(folder, split):
     Only its records: TFDS's reader imports whatever module the folder's features.json names.
     """
     import tensorflow_datasets as tfds
-    from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     features, png = _features(), {"image": tfds.decode.SkipDecoding()}
     count = 10 * PER_CLASS[split]
     order, images, labels = [], [], []
     try:
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
         source = ArrayRecordDataSource(sorted(folder.glob(f"*-{split}.array_record*")))
         if len(source) != count:
             raise ValueError(f"{len(source)} images of {split} instead of {count}")
