@@ -205,9 +205,11 @@ def test_an_empty_folder_with_a_number_is_no_checkpoint(tmp_path):
 def test_foreign_files_are_left_alone(tmp_path):
     folder = saved(tmp_path / "c", {1: 0.5})
     (folder / "notes.txt").write_text("mine")
-    (folder / "backup").mkdir()
+    (folder / "backup" / "metrics").mkdir(parents=True)
+    (folder / "backup" / "metrics" / "metrics").write_text("mine")
+    before = sorted(folder.rglob("*"))
     assert (latest(folder), best(folder)) == (1, 1)
-    assert (folder / "notes.txt").read_text() == "mine" and (folder / "backup").is_dir()
+    assert sorted(folder.rglob("*")) == before
 
 
 @pytest.mark.case(1)
