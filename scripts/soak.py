@@ -4,8 +4,9 @@ A small run on the embedded digits is started, killed at a random moment with a 
 started again with the same command until it is done; then anew, until --kills are spent. Each
 finished run must equal an uninterrupted one bit for bit: every array of the last checkpoint (by its
 checksums), every line of metrics.jsonl (but for times), result.json's figures. Then a tiny run of
---epochs must not grow in memory, but for what TensorStore keeps of every save. Exit code 1 if not; what was found goes
-to --out. --fork spares imports (tests/running.py) and reports, and with them those moments.
+--epochs must not grow in memory, but for what TensorStore keeps of every save. Exit code 1 if not;
+what was found goes to --out. --fork spares imports (tests/running.py) and reports, and with them
+those moments.
 """
 
 import argparse
