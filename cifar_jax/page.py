@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from cifar_jax import metrics
+from cifar_jax import metrics, workdir
 
 TABLE = 20  # classes of a confusion matrix that is a table; of more it is a picture
 FIRST, HELD, EACH = 24, 240, 2  # mistakes: shown at first, held, of each pair of classes at least
@@ -67,7 +67,7 @@ def write_run(
         charts_of=charts,
         result=result,
         records=records,
-        config=flat(config),
+        config=workdir.flatten(config).items(),
         eval_name=eval_name,
         accuracy_interval=metrics.wilson(
             result["test"]["accuracy"], result["dataset"]["sizes"]["test"]
@@ -377,18 +377,6 @@ def duration(seconds):
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
-
-
-def flat(tree, prefix=""):
-    """[(dotted name, value)] of a nested dict."""
-    rows = []
-    for key, value in tree.items():
-        rows += (
-            flat(value, f"{prefix}{key}.")
-            if isinstance(value, dict)
-            else [(f"{prefix}{key}", value)]
-        )
-    return rows
 
 
 def _finite(value):

@@ -330,8 +330,7 @@ class Run:
         sums = jax.device_get(self.metrics)
         if math.isfinite(sums.loss):
             return None if self.finite(self.state) else step
-        begin = (step - 1) // self.exp.steps_per_epoch * self.exp.steps_per_epoch
-        return begin + int(sums.finite) // self.exp.config.batch_size + 1
+        return self.epoch_begin(step) + int(sums.finite) // self.exp.config.batch_size + 1
 
     def end_epoch(self, step):
         """Evaluate, log and save at the end of an epoch."""
@@ -369,8 +368,11 @@ class Run:
 
     def images_of_epoch(self, step):
         """Images trained on in the epoch that ends at `step`."""
-        begin = (step - 1) // self.exp.steps_per_epoch * self.exp.steps_per_epoch
-        return self.exp.images_at(step) - self.exp.images_at(begin)
+        return self.exp.images_at(step) - self.exp.images_at(self.epoch_begin(step))
+
+    def epoch_begin(self, step):
+        """The step at which the epoch that reached `step` began."""
+        return (step - 1) // self.exp.steps_per_epoch * self.exp.steps_per_epoch
 
     def save(self, eval_loss=None):
         """Save a checkpoint of the state and all that a resumed run needs beside it."""

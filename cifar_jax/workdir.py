@@ -152,7 +152,7 @@ def check_config(path, config, free_fields):
         raise InputError(
             f"{path / 'config.json'} is not the config of a run; choose another workdir"
         )
-    old, new = (_flatten(_finite(c)) for c in (before["config"], config))
+    old, new = (flatten(_finite(c)) for c in (before["config"], config))
     differing = sorted(
         name
         for name in old.keys() | new.keys()
@@ -200,11 +200,12 @@ def _finite(value):
     return value
 
 
-def _flatten(tree, prefix=""):
+def flatten(tree, prefix=""):
+    """{dotted name: value} of a nested dict."""
     flat = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat.update(_flatten(value, f"{prefix}{key}."))
+            flat.update(flatten(value, f"{prefix}{key}."))
         else:
             flat[f"{prefix}{key}"] = value
     return flat

@@ -54,7 +54,7 @@ def read(path):
         if not all(isinstance(r, dict) and name in r for r in records or []):
             raise InputError(f"{path} cannot be read: its metrics.jsonl lacks {name!r} in a line")
     defaults = json.loads(base.get_config().to_json_best_effort())
-    fields = {**dict(page.flat(defaults)), **dict(page.flat(config))}
+    fields = {**files.flatten(defaults), **files.flatten(config)}
     for name in [n for n in fields if n == "seed" or {n, n.split(".")[0]} & {*files.FREE_FIELDS}]:
         del fields[name]
     return {

@@ -148,12 +148,14 @@ def main(arguments):
             "uninterrupted one bit for bit",
             flush=True,
         )
+        out = files.writable(pathlib.Path(arguments.out).parent) / arguments.out
+        files.write_json(out, found)  # the memory part takes longer
         if arguments.epochs:
             tiny = (f"--config.epochs={arguments.epochs}", "--config.batch_size=1500")
             tiny = (*tiny, "--config.drop_last=True")
             found["memory"] = watch_memory(arguments.epochs, lambda w: run(w, *tiny), folder)
             print("MiB after a fifth of the epochs and at the end:", found["memory"])
-        files.write_json(files.writable(pathlib.Path(arguments.out).parent) / arguments.out, found)
+            files.write_json(out, found)
         return found
 
 

@@ -5,16 +5,20 @@ checkpoint_test.py and fuzz_test.py, those of several processes in distributed_t
 """
 
 import functools
-import importlib.util
 import os
 import shutil
 import signal
+import sys
 
 import jax
 import pytest
 from running import QUICK, ROOT, assert_same_run, finish, metrics, result, wait_for
 
 from cifar_jax import InputError, sharding
+
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import soak  # noqa: E402
 
 SIGKILL, SIGTERM, SIGINT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
 
@@ -398,9 +402,6 @@ def test_a_scheduler_s_variables_change_nothing(reference, program, tmp_path):
 @pytest.mark.case(21)
 def test_soak(tmp_path):
     """Ten kills at random moments; scripts/soak.py has a hundred."""
-    spec = importlib.util.spec_from_file_location("soak", ROOT / "scripts" / "soak.py")
-    soak = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(soak)
     found = soak.main(
         soak.parse(["--kills=10", "--epochs=0", "--fork", f"--out={tmp_path}/soak.json"])
     )
