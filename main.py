@@ -17,6 +17,8 @@ ACTIONS = {  # mode: the function, its module of cifar_jax imported only for tha
     "export": "exchange:export_weights",
     "import": "exchange:import_weights",
     "compare": "compare:compare",
+    "seeds": "seeds:train_seeds",
+    "search": "search:search",
 }
 CONFIG = config_flags.DEFINE_config_file("config", None, "the run: configs/NAME.py[:VARIANT]")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; holds all it writes")
@@ -45,10 +47,8 @@ def parse(argv):
         named = str(error).replace("\\n", " ").replace("\\", "").strip("\"'")
         refuse(f"the config has no such field: {named}")
     except Exception as error:  # what the parsers of values raise is not told
-        text = str(error)
-        if "Traceback" in text:  # raised by the config file: its last line says why
-            text = text.strip().splitlines()[-1]
-        refuse(text)
+        text = str(error).strip()  # a traceback is the config file's: its last line says why
+        refuse(text.splitlines()[-1] if "Traceback" in text else text)
     return rest
 
 
@@ -70,7 +70,7 @@ def main(_):
             result = action(CONFIG.value, WORKDIR.value, *(flag.value for flag in more))
     except InputError as error:
         refuse(error)
-    if MODE.value == "train":
+    if MODE.value in ("train", "seeds", "search"):
         sys.exit(EXIT_CODES[result["status"]])
 
 

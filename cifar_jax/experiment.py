@@ -60,7 +60,7 @@ class Experiment:
     augment: Callable  # (key, u8 images) -> float images, as in training
     normalize: Callable  # (key, u8 images) -> float images, as in evaluation
     step: Callable  # see steps.make_train_step
-    evaluate: Callable  # see steps.make_evaluate; jitted
+    evaluate: Callable  # see steps.make_evaluate; jitted (unless make_experiment says otherwise)
     evaluations: dict[str, Callable]  # the same averaged over views of each image, by steps.VIEWS
 
     def init_state(self, seed=None):
@@ -151,20 +151,24 @@ def load_data(config):
     )
     if not config.data.validation:
         return {"train": train, "test": test}
-    train, validation = data.hold_out(train, config.data.validation, config.seed)
+    seed = config.seed if config.data.split_seed is None else config.data.split_seed
+    train, validation = data.hold_out(train, config.data.validation, seed)
     return {"train": train, "validation": validation, "test": test}
 
 
-def make_experiment(config, total_steps=None, splits=None, class_names=None):
+def make_experiment(config, total_steps=None, splits=None, class_names=None, shard_batches=True):
     """Load the data, put it on the devices and build everything a run needs.
 
     `total_steps` is what the schedule spans: config.epochs unless given. `splits` (as of load_data)
-    and `class_names` take the place of the config's data. Raises InputError for a bad config.
+    and `class_names` take the place of the config's data. `shard_batches`: each batch is split over
+    all devices; if not, step and evaluations say nothing of devices and are not jitted, for a
+    caller to map. Raises InputError for a bad config.
     """
     _check(config)
     mesh = sharding.make_mesh()
     placement = sharding.replicated(mesh)
-    sharding.check_batch_size(config.batch_size, mesh)
+    if shard_batches:
+        sharding.check_batch_size(config.batch_size, mesh)
     class_names = class_names or data.CLASS_NAMES.get(config.data.name, ())
     model = make_model(config, class_names)
     augment, normalize = make_augments(config)
@@ -183,7 +187,10 @@ def make_experiment(config, total_steps=None, splits=None, class_names=None):
         )
     with _section("optim"):
         tx = make_optimizer(**config.optim, schedule=schedules)
-    shard = sharding.make_shard_batch(mesh)
+    shard, jit = lambda batch: batch, lambda function: function
+    if shard_batches:
+        shard = sharding.make_shard_batch(mesh)
+        jit = functools.partial(jax.jit, out_shardings=placement)
     batching = {
         "batch_size": config.batch_size,
         "num_examples": n,
@@ -198,10 +205,7 @@ def make_experiment(config, total_steps=None, splits=None, class_names=None):
     step = make_train_step(model, tx, **config.loss, lookahead=lookahead, **batching)
     transform = augment if config.eval.augmented else normalize
     kwargs = {"batch_size": config.eval.batch_size, "transform": transform, "shard": shard}
-    evaluations = {
-        tta: jax.jit(make_evaluate(model, tta=tta, **kwargs), out_shardings=placement)
-        for tta in VIEWS
-    }
+    evaluations = {tta: jit(make_evaluate(model, tta=tta, **kwargs)) for tta in VIEWS}
     provenance = {
         "name": config.data.name,
         "sizes": {name: len(split) for name, split in splits.items()},

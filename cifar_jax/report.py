@@ -96,6 +96,32 @@ def draw_lr_find(lr, loss, smoothed, suggestion):
     return figure
 
 
+def draw_search(trials, names, measure):
+    """`measure` (percent) of each of `trials` against the hyper-parameters `names`, one by one, and
+    the two of them together if they are two; the best is marked."""
+    values = [trial[measure] for trial in trials]
+    best = trials[int(np.argmax(values))]
+    figure = _figure(4.2 * (len(names) + (len(names) == 2)), 3.6)
+    panels = figure.subplots(1, len(names) + (len(names) == 2), squeeze=False)[0]
+    told = measure.replace("_", " ") + " (%)"
+    for axes, name in zip(panels, names, strict=False):
+        axes.scatter([t[name] for t in trials], values, color=TRAIN_COLOR, s=22)
+        axes.scatter([best[name]], [best[measure]], color=EVAL_COLOR, s=46, label="best")
+        axes.set(xscale="log", xlabel=name.replace("_", " "), ylabel=told)
+        axes.legend()
+    if len(names) == 2:
+        x, y = ([t[name] for t in trials] for name in names)
+        points = panels[2].scatter(x, y, c=values, cmap="viridis", s=30)
+        panels[2].scatter(
+            *([best[name]] for name in names), facecolor="none", edgecolor=EVAL_COLOR, s=110
+        )
+        panels[2].set(xscale="log", yscale="log", xlabel=names[0], ylabel=names[1])
+        panels[2].set(**{f"{a}label": n.replace("_", " ") for a, n in zip("xy", names)})
+        figure.colorbar(points, ax=panels[2], label=told)
+    figure.suptitle(f"Search, {len(trials)} proposals", fontweight="bold")
+    return figure
+
+
 def draw_per_class(per_class):
     """A bar for each class with its accuracy in percent; the dashed line is their mean."""
     names, values = list(per_class), list(per_class.values())

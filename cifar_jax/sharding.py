@@ -79,6 +79,20 @@ def make_shard_batch(mesh):
     return shard
 
 
+def split(mesh):
+    """The sharding that splits axis 0 of every array over the devices."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def spread(function, mesh):
+    """`function(split, whole) -> split`, run by each device by itself on its share of axis 0 of
+    every array in the tree `split` and on all of `whole`."""
+    mine, whole = PartitionSpec("data"), PartitionSpec()
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=(mine, whole), out_specs=mine, check_vma=False
+    )
+
+
 def check_batch_size(batch_size, mesh):
     """InputError if the batch does not divide over the devices, with the nearest sizes that do."""
     n = mesh.size

@@ -136,10 +136,11 @@ class Interruption:
 class Run:
     """The state of one run in its workdir; see train_and_evaluate."""
 
+    mode = "train"
+
     def __init__(self, exp, path, checkpoints):
         self.exp, self.path, self.checkpoints = exp, path, checkpoints
-        self.no_metrics = sharding.put(Metrics.zeros(len(exp.class_names)), exp.placement)
-        self.state = exp.init_state()
+        self.state, self.no_metrics = self.begin()
         self.metrics = self.no_metrics  # sums of the epoch under way
         self.records = []
         self.train_seconds = 0.0  # of the epoch under way
@@ -152,19 +153,36 @@ class Run:
         self.steps_per_call = exp.config.steps_per_call or (1 if on_cpu else exp.steps_per_epoch)
         self.eval_set = exp.test if exp.validation is None else exp.validation
 
+    def begin(self):
+        """(the initial state, the sums over no image)."""
+        zeros = sharding.put(Metrics.zeros(len(self.exp.class_names)), self.exp.placement)
+        return self.exp.init_state(), zeros
+
+    @property
+    def step(self):
+        """Training steps done."""
+        return int(self.state.step)
+
+    def saved(self):
+        """What a checkpoint holds: (TrainState, sums of the epoch under way)."""
+        return self.state, self.metrics
+
+    def take(self, state, sums):
+        """Go on from what `saved` gave."""
+        self.state, self.metrics = state, sums
+
     def restore(self):
         """Go on from the latest checkpoint, if there is one."""
-        metrics_file = self.path / "metrics.jsonl"
-        found = self.checkpoints.restore_latest(self.state, self.metrics)
+        found = self.checkpoints.restore_latest(*self.saved())
         if found:
-            self.state, self.metrics, meta = found
-            step = int(self.state.step)
+            state, sums, meta = found
+            self.take(state, sums)
             self.train_seconds = meta["train_seconds"]
             self.records = meta["records"]
             self.slow_down(meta["rollbacks"])
-            files.remove(self.path / "result.json")  # until this run says how it ended
-            print(f"resuming {self.path} at epoch {self.exp.epochs_at(step):g}", flush=True)
-        files.rewrite_metrics(metrics_file, self.records)
+            files.remove(self.path / files.RESULTS[self.mode])  # until this run says how it ended
+            print(f"resuming {self.path} at epoch {self.exp.epochs_at(self.step):g}", flush=True)
+        files.rewrite_metrics(self.path / "metrics.jsonl", self.records)
 
     def slow_down(self, rollbacks):
         """From each of the steps `rollbacks` on train at half the learning rate."""
@@ -187,7 +205,7 @@ class Run:
         self.train_seconds = 0.0
         self.checkpoints.wait()
         self.restore()
-        step = int(self.state.step)
+        step = self.step
         self.slow_down((*before, step))
         print(
             f"diverged at step {self.diverged_at}; from step {step} on again at "
@@ -228,28 +246,32 @@ class Run:
         end = exp.total_steps
         if 0 < config.stop_after < config.epochs:
             end = min(end, max(1, round(config.stop_after * exp.steps_per_epoch)))
-        step = int(self.state.step)
+        step = self.step
         self.compile(step, end)
         while step < end:
             if interruption.requested:
                 return "interrupted"
-            from_best = step in exp.schedules.restarts and config.schedule.get("from_best")
-            if from_best and self.checkpoints.best_step() is not None:
-                best = self.checkpoints.restore_best(self.state)
-                self.state = best.replace(step=self.state.step)
+            if step in exp.schedules.restarts and config.schedule.get("from_best"):
+                self.return_to_best()
             step = self.train_epoch(step, end, interruption)
             self.diverged_at = self.find_divergence(step)
             if self.diverged_at is None:
                 # interrupted or stopped within the epoch, there is nothing to evaluate yet
                 self.end_epoch(step) if exp.ends_epoch(step) else self.save()
             elif self.roll_back():
-                step = int(self.state.step)
+                step = self.step
                 self.compile(step, end)
             else:
                 return "diverged"
         if step == exp.total_steps:
             return "done"
         return "interrupted" if interruption.requested else "stopped"
+
+    def return_to_best(self):
+        """Go on with the weights and statistics of the lowest evaluation loss so far."""
+        if self.checkpoints.best_step() is not None:
+            best = self.checkpoints.restore_best(self.state)
+            self.state = best.replace(step=self.state.step)
 
     def plan(self, step, end):
         """Calls (number of steps, size, frozen layers) from `step` to its epoch's end or `end`.
@@ -277,8 +299,12 @@ class Run:
             calls |= {*self.plan(step, end)}
             step += exp.steps_per_epoch - step % exp.steps_per_epoch
         for call in sorted(calls):
-            self.programs[call] = exp.compile_steps(call, self.state, self.metrics)
+            self.programs[call] = self.compile_call(call)
         self.compile_seconds += time.perf_counter() - start
+
+    def compile_call(self, call):
+        """One call of `plan`, compiled: (state, sums, dataset) -> (state, sums)."""
+        return self.exp.compile_steps(call, self.state, self.metrics)
 
     @functools.cached_property
     def evaluate(self):
@@ -312,17 +338,22 @@ class Run:
                 self.state, self.metrics = program(self.state, self.metrics, exp.train)
                 step += count
                 # waiting for the call before keeps one in flight: the device never waits for us
-                if not math.isfinite(jax.device_get(previous.loss)):
+                now = self.total(previous)
+                if not math.isfinite(now.loss):
                     break
                 bar.update(count * size)
                 if not bar.disable:
-                    now = previous.summary()
-                    bar.set_postfix_str(f"loss {now['loss']:.4f}, {now['accuracy']:.2f} %")
+                    figures = now.summary()
+                    bar.set_postfix_str(f"loss {figures['loss']:.4f}, {figures['accuracy']:.2f} %")
                 if interruption.requested:
                     break
             jax.block_until_ready(self.state)
         self.train_seconds = before + time.perf_counter() - start
         return step
+
+    def total(self, metrics):
+        """The sums so far, on the host; their loss is not finite if it makes no sense to go on."""
+        return jax.device_get(metrics)
 
     def find_divergence(self, step):
         """The step (1, 2, ...) whose loss was the first of this epoch not to be finite; `step` if
@@ -341,19 +372,8 @@ class Run:
         metrics, _ = evaluate(self.state, self.eval_set)
         measured = metrics.summary()
         eval_seconds = time.perf_counter() - start
-        record = {
-            "epoch": exp.epochs_at(step),
-            "step": step,
-            "lr": float(exp.schedules.learning_rate(step - 1)),
-            "train_loss": train["loss"],
-            "train_accuracy": train["accuracy"],
-            "eval_loss": measured["loss"],
-            "eval_accuracy": measured["accuracy"],
-            "eval_top3": measured["top3"],
-            "eval_top5": measured["top5"],
-            "images_per_second": self.images_of_epoch(step) / self.train_seconds,
-            "seconds": self.train_seconds + eval_seconds,
-        }
+        learning_rate = float(exp.schedules.learning_rate(step - 1))
+        record = self.record(step, learning_rate, train, measured, eval_seconds)
         self.records.append(record)
         files.append_metrics(self.path / "metrics.jsonl", record)
         self.metrics, self.train_seconds = self.no_metrics, 0.0
@@ -365,6 +385,22 @@ class Run:
             flush=True,
         )
         self.save(measured["loss"])
+
+    def record(self, step, learning_rate, train, measured, eval_seconds):
+        """A line of metrics.jsonl; `train` and `measured` are summaries of Metrics."""
+        return {
+            "epoch": self.exp.epochs_at(step),
+            "step": step,
+            "lr": learning_rate,
+            "train_loss": train["loss"],
+            "train_accuracy": train["accuracy"],
+            "eval_loss": measured["loss"],
+            "eval_accuracy": measured["accuracy"],
+            "eval_top3": measured["top3"],
+            "eval_top5": measured["top5"],
+            "images_per_second": self.images_of_epoch(step) / self.train_seconds,
+            "seconds": self.train_seconds + eval_seconds,
+        }
 
     def images_of_epoch(self, step):
         """Images trained on in the epoch that ends at `step`."""
@@ -381,18 +417,17 @@ class Run:
             "records": self.records,
             "rollbacks": self.rollbacks,
         }
-        self.checkpoints.save(self.state, self.metrics, meta, eval_loss)
+        self.checkpoints.save(*self.saved(), meta, eval_loss)
 
     def finish(self, status):
         """Measure the best checkpoint on the test set, draw the report, write result.json last.
 
         An interrupted run only says where it stands: whoever asked it to stop may not wait.
         """
-        exp, config = self.exp, self.exp.config
-        step = int(self.state.step)
+        exp, config, step = self.exp, self.exp.config, self.step
         self.checkpoints.wait()
         best_step = self.checkpoints.best_step()
-        last = _figures_of(self.records[-1]) if self.records else None
+        last = figures_of(self.records[-1]) if self.records else None
         measured = {}
         if status != "interrupted":
             state = self.state
@@ -403,7 +438,7 @@ class Run:
             metrics, logits = measure(state, exp.test)
             measured = {
                 "test": {
-                    **_figures(metrics.summary()),
+                    **figures(metrics.summary()),
                     "augmented": config.eval.augmented,
                     **with_tta(exp, state),
                 },
@@ -413,17 +448,12 @@ class Run:
                 now = metrics
                 if state is not self.state or exp.validation is not None:
                     now, _ = self.evaluate(self.state, self.eval_set)
-                last = {"epoch": exp.epochs_at(step), **_figures(now.summary())}
-        best = next((_figures_of(r) for r in self.records if r["step"] == best_step), last)
+                last = {"epoch": exp.epochs_at(step), **figures(now.summary())}
+        best = next((figures_of(r) for r in self.records if r["step"] == best_step), last)
         if best_step == 0 and measured:  # imported weights, never bettered: no epoch has this
             start = metrics if exp.validation is None else self.evaluate(state, self.eval_set)[0]
-            best = {"epoch": 0, **_figures(start.summary())}
+            best = {"epoch": 0, **figures(start.summary())}
         imported = files.read_json(self.path / "config.json").get("imported")
-        train_seconds = sum(
-            self.images_of_epoch(r["step"]) / r["images_per_second"] for r in self.records
-        )
-        eval_seconds = sum(r["seconds"] for r in self.records) - train_seconds
-        train_seconds += self.train_seconds
         result = {
             "status": status,
             "model": config.model.name,
@@ -439,12 +469,7 @@ class Run:
             "best": best,
             "last": last,
             **measured,
-            "seconds": {
-                "compile": self.compile_seconds,
-                "train": train_seconds,
-                "eval": eval_seconds,
-                "total": self.compile_seconds + train_seconds + eval_seconds,
-            },
+            "seconds": self.seconds(self.records),
             **environment(),
         }
         if config.report and status in ("done", "stopped") and sharding.is_writer():
@@ -467,15 +492,25 @@ class Run:
         files.write_json(self.path / "result.json", result)
         return result
 
+    def seconds(self, records):
+        """Seconds spent, of result.json; `records` has one of each epoch."""
+        train = sum(self.images_of_epoch(r["step"]) / r["images_per_second"] for r in records)
+        evaluation = sum(r["seconds"] for r in records) - train
+        train += self.train_seconds
+        parts = {"compile": self.compile_seconds, "train": train, "eval": evaluation}
+        return {**parts, "total": sum(parts.values())}
 
-def _figures(summary):
+
+def figures(summary):
+    """What result.json says of an evaluation, from a summary of its Metrics."""
     return {
         "eval_loss": summary["loss"],
         **{key: summary[key] for key in ("accuracy", "top3", "top5")},
     }
 
 
-def _figures_of(record):
+def figures_of(record):
+    """The same from a line of metrics.jsonl."""
     names = {
         "eval_loss": "eval_loss",
         "accuracy": "eval_accuracy",

@@ -16,9 +16,17 @@ from cifar_jax import InputError, sharding
 
 # Fields that may differ when a run goes on: they change where and how far, not what is computed.
 # A section's name stands for all its fields.
-FREE_FIELDS = ("data.dir", "stop_after", "on_nonfinite", "report", "profile", "lr_find", "compare")
+ALWAYS_FREE = ("data.dir", "stop_after", "on_nonfinite", "report", "profile", "lr_find", "compare")
+FREE_FIELDS = (*ALWAYS_FREE, "seeds", "replicas", "search")
+FREE_IN_MODE = {
+    "train": FREE_FIELDS,
+    "seeds": (*ALWAYS_FREE, "search"),
+    "search": (*ALWAYS_FREE, "search.trials"),
+}
 # And those that may differ when a run is only looked at.
 LOOKING_FIELDS = (*FREE_FIELDS, "eval.augmented", "eval.batch_size", "eval.tta")
+# What a mode writes last, of those that train.
+RESULTS = {"train": "result.json", "seeds": "seeds.json", "search": "search.json"}
 
 
 @sharding.by_writer
@@ -115,42 +123,49 @@ def existing(workdir):
     raise InputError(f"{path} holds no run: there is no such folder")
 
 
-def open_workdir(workdir, config, environment):
-    """The path of the folder `workdir`, made ready to train `config` (nested dict).
+def open_workdir(workdir, config, environment, mode="train"):
+    """The path of the folder `workdir`, made ready to train `config` (nested dict) in this mode.
 
-    It may hold that run already. Raises InputError if it holds one with another config.
+    It may hold that run already. Raises InputError if it holds one with another config or mode.
     """
     path = existing(workdir)
     if not (path / "config.json").exists():
         if (path / "checkpoints").exists():
             raise InputError(f"{path} has checkpoints but no config.json; choose another workdir")
-        write_json(path / "config.json", {"config": config, **environment})
-    check_config(path, config, FREE_FIELDS)
+        write_json(path / "config.json", {"mode": mode, "config": config, **environment})
+    check_config(path, config, FREE_IN_MODE[mode], mode)
     return path
 
 
-def finished_result(workdir, config):
-    """The result.json of the run of `config` in `workdir` if it is done, else None; touches
-    nothing. Raises InputError if another config's run is done there or it lacks the accuracy."""
+def finished_result(workdir, config, mode="train"):
+    """The result (see RESULTS) of the run of `config` in `workdir` if it is done, else None;
+    touches nothing. Raises InputError if another config's run is done there or result.json lacks
+    the accuracy."""
     path = absolute(workdir)
-    result = read_json(path / "result.json")
+    result = read_json(path / RESULTS[mode])
     if not isinstance(result, dict) or result.get("status") != "done":
         return None
-    check_config(path, config, FREE_FIELDS)
+    check_config(path, config, FREE_IN_MODE[mode], mode)
     test = result.get("test")
-    if not isinstance(test, dict) or not isinstance(test.get("accuracy"), float):
-        raise InputError(f"{path / 'result.json'} is not the result of a run; delete it")
+    measured = isinstance(test, dict) and isinstance(test.get("accuracy"), float)
+    if mode == "train" and not measured:
+        raise InputError(f"{path / RESULTS[mode]} is not the result of a run; delete it")
     return result
 
 
-def check_config(path, config, free_fields):
-    """Raise InputError unless the run in `path` has `config`, `free_fields` aside."""
+def check_config(path, config, free_fields, mode="train"):
+    """Raise InputError unless the run in `path` is of this mode (absent: train) and has `config`,
+    `free_fields` aside."""
     before = read_json(path / "config.json")
     if before is None:
         raise InputError(f"{path} holds no run: it has no config.json")
     if not isinstance(before, dict) or not isinstance(before.get("config"), dict):
         raise InputError(
             f"{path / 'config.json'} is not the config of a run; choose another workdir"
+        )
+    if before.get("mode", "train") != mode:
+        raise InputError(
+            f"{path} holds a run of mode {before['mode']!r}, not {mode!r}; choose another workdir"
         )
     old, new = (flatten(_finite(c)) for c in (before["config"], config))
     differing = sorted(
@@ -177,10 +192,10 @@ def rewrite_metrics(path, records):
 
 
 @sharding.by_writer
-def append_metrics(path, record):
-    """Add one line, on disk before this returns."""
+def append_metrics(path, *records):
+    """Add a line for each, on disk before this returns."""
     with open(path, "a") as file:
-        file.write(_line(record))
+        file.write("".join(_line(record) for record in records))
         file.flush()
         os.fsync(file.fileno())
 

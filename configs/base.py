@@ -30,6 +30,7 @@ def get_config():
     c.data.dir = "data"
     # images held out of train by seed; then they, not the test set, are evaluated each epoch
     c.data.validation = 0
+    c.data.split_seed = config_dict.placeholder(int)  # by which they are drawn; None: c.seed
 
     c.model = ConfigDict()
     # vgg | convnet | resnet | mixture | dilated | airbench; its other fields can be set beside it
@@ -64,6 +65,25 @@ def get_config():
     c.lookahead.every = 0  # steps between their meetings; 0: none
     c.lookahead.decay = 0.95  # share of the slow ones kept a step, at the end of the run
     c.lookahead.power = 3  # of the run's progress, by which that share grows from 0
+
+    c.seeds = 1  # --mode=seeds: replicas of the run, from seed, seed + 1, ...
+    c.replicas = ConfigDict()
+    # peak learning rates and weight decays, the first with the first, (): the recipe's own; each
+    # pair is trained from every seed. One value stands for all, phases keep their proportions.
+    c.replicas.lr = ()
+    c.replicas.weight_decay = ()
+    # auto | sequence: one after the other, step by step | map: one after the other in one compiled
+    # loop | vmap: all in one computation; auto is what was fastest on this kind of device
+    c.replicas.strategy = "auto"
+
+    c.search = ConfigDict()  # --mode=search, each proposal trained from c.seeds seeds
+    c.search.trials = 20  # proposals in all; the same command with more goes on
+    c.search.at_once = 10  # that are trained as replicas of one run
+    c.search.epochs = 5.0  # that each is trained, of the whole recipe's schedule
+    c.search.sampler = "random"  # random: uniform in the logarithm | tpe: learns from those before
+    # lowest and highest, those of system 001's first draws; (): the recipe's own value
+    c.search.lr = (1e-5, 1e-3)
+    c.search.weight_decay = (1e-5, 1e-4)
 
     c.lr_find = ConfigDict()  # --mode=lr_find
     c.lr_find.start_lr = 1e-6

@@ -28,14 +28,15 @@ LAYERS = [
     ["steps", "page", "flops"],
     ["experiment", "report"],
     ["train", "overview", "lr_finder", "predict", "exchange"],
-    ["timing"],
-    ["compare"],
+    ["timing", "seeds"],
+    ["compare", "search"],
 ]
 ONLY_IN = {
     "matplotlib": "report",
     "orbax": "checkpoint",
     "torch": "torch_twin",
     "tensorflow_datasets": "data",
+    "optuna": "search",
 }
 
 

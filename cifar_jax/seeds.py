@@ -1,0 +1,503 @@
+"""--mode=seeds: one recipe from many seeds, at several learning rates and weight decays, at once.
+
+Each such run is a replica. Their states are stacked, axis 0 is the replica, and every device trains
+its share of them by itself: a replica sees what it would see alone, whatever the others do.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import math
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from cifar_jax import InputError, sharding
+from cifar_jax import workdir as files
+from cifar_jax.checkpoint import Checkpoints
+from cifar_jax.experiment import environment, make_experiment
+from cifar_jax.metrics import Metrics
+from cifar_jax.optim import constant, make_optimizer, make_schedules
+from cifar_jax.significance import interval, paired
+from cifar_jax.steps import make_train_step, repeat
+from cifar_jax.train import Interruption, Run, all_finite, figures, figures_of, per_class
+
+STRATEGIES = ("sequence", "map", "vmap")
+# By backend, as measured (results/seeds/): vmap makes grouped convolutions, and in a loop XLA's CPU
+# convolutions are slow.
+FASTEST = {"cpu": "sequence"}
+UNMEASURED = "map"  # elsewhere; convolutions under vmap: https://github.com/jax-ml/jax/issues/26568
+VARIED = ("lr", "weight_decay")
+
+
+@dataclasses.dataclass(frozen=True)
+class Replica:
+    """One run: `lr` and `weight_decay` as config.replicas has them, None for the recipe's own;
+    `fields` {dotted name: value}, by which the config of this run by itself differs."""
+
+    seed: int
+    lr: float | None
+    weight_decay: float | None
+    fields: dict
+
+    @property
+    def setting(self):
+        return self.lr, self.weight_decay
+
+
+def train_seeds(config, workdir):
+    """Train the replicas of `config`, resuming if `workdir` holds them; returns seeds.json's
+    content.
+
+    status as of train.train_and_evaluate, 'diverged' if every replica did. Raises InputError for
+    bad input.
+    """
+    result = files.finished_result(workdir, config.to_dict(), Replicas.mode)
+    if result:
+        print(f"{workdir} holds these runs, finished")
+    else:
+        make_replicas(config)
+        result = train_replicas(make_experiment(config, shard_batches=False), workdir)
+    try:
+        for line in summary_lines(result["settings"]):
+            print(line)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{workdir}/seeds.json is not the result of runs; delete it") from error
+    return result
+
+
+def summary_lines(settings):
+    """What seeds.json's `settings` say, in words."""
+    for setting in settings:
+        named = [f"{name} {setting[name]:.4g}" for name in VARIED if setting[name] is not None]
+        if setting["test"]:
+            yield f"{', '.join(named) or 'all seeds'}: test accuracy {told(setting['test'], '%')}"
+        if setting["difference"]:
+            yield f"  more than the first: {told(setting['difference'], 'points')}"
+
+
+def told(found, unit):
+    """significance.interval in words."""
+    text = f"{found['mean']:.2f} {unit}, n {found['n']}"
+    if found["interval"]:
+        low, high = found["interval"]
+        text += f", sd {found['sd']:.2f}, 95 % interval {low:.2f} to {high:.2f}"
+    return text
+
+
+def train_replicas(exp, workdir, test=True):
+    """train_seeds with an Experiment (of unsharded batches) at hand; `test`: measure the best
+    checkpoint of each replica on the test set."""
+    config = exp.config
+    replicas = make_replicas(config)
+    with Interruption() as interruption, contextlib.ExitStack() as held:
+        path = held.enter_context(files.only_writer(workdir))
+        files.open_workdir(path, config.to_dict(), environment(), Replicas.mode)
+        checkpoints = held.enter_context(Checkpoints(path / "checkpoints", exp.placement))
+        run = Replicas(exp, path, checkpoints, replicas, test)
+        run.restore()
+        return run.finish(run.train(interruption))
+
+
+def make_replicas(config):
+    """[Replica] of config.seeds and config.replicas, setting by setting; InputError if they cannot
+    be."""
+    if config.seeds < 1:
+        raise InputError(f"config.seeds must be at least 1, not {config.seeds}")
+    if config.on_nonfinite != "stop" or config.profile:
+        raise InputError("on_nonfinite=rollback and profile are for one run, not for many at once")
+    strategy, choices = config.replicas.strategy, ("auto", *STRATEGIES)
+    if strategy not in choices:
+        raise InputError(
+            f"unknown replicas.strategy {strategy!r}; choose one of {', '.join(choices)}"
+        )
+    values = {name: config.replicas[name] for name in VARIED}
+    count = max(1, *map(len, values.values()))
+    for name, given in values.items():
+        for value in given:
+            number = isinstance(value, (int, float)) and math.isfinite(value)
+            if not number or value < 0 or (name == "lr" and not value):
+                raise InputError(f"config.replicas.{name} cannot be {value!r}")
+        if len(given) not in (0, 1, count):
+            raise InputError(f"config.replicas.{name} has {len(given)} values, the other {count}")
+    columns = [
+        (*map(float, given),) * (count if len(given) == 1 else 1) for given in values.values()
+    ]
+    settings = [*zip(*(column or (None,) * count for column in columns), strict=True)]
+    if len({*settings}) < count:
+        raise InputError("config.replicas has the same pair of lr and weight_decay twice")
+    return [
+        Replica(seed, *setting, {"seed": seed, **setting_fields(config, *setting)})
+        for setting in settings
+        for seed in range(config.seed, config.seed + config.seeds)
+    ]
+
+
+def setting_fields(config, lr, weight_decay):
+    """{dotted name: value} of a run by itself at this setting."""
+    fields = {}
+    if lr is not None:
+        fields["schedule.peak_lr"] = _in_proportion(config.schedule.peak_lr, lr)
+    if weight_decay is not None:
+        section = "schedule" if "weight_decay" in config.schedule else "optim"
+        before = config[section].weight_decay
+        fields[f"{section}.weight_decay"] = _in_proportion(before, weight_decay)
+    if config.data.validation and config.data.split_seed is None:
+        fields["data.split_seed"] = config.seed  # they share one split
+    return fields
+
+
+def _in_proportion(before, first):
+    """`first` in place of a number; of a value for each phase, all change as the first does."""
+    if not isinstance(before, (tuple, list)):
+        return first
+    return (first, *(first * value / before[0] if before[0] else first for value in before[1:]))
+
+
+def make_rates(exp, settings):
+    """{'learning_rate', 'weight_decay': float32 [settings, steps]}, what runs by themselves have.
+
+    Tables, for the schedules themselves are made in float64.
+    """
+    steps = np.arange(exp.total_steps)
+    rates = {"learning_rate": [], "weight_decay": []}
+    for setting in settings:
+        config = exp.config.copy_and_resolve_references()
+        with config.unlocked(), config.ignore_type():
+            config.update_from_flattened_dict(setting_fields(config, *setting))
+        spans = {"total_steps": exp.total_steps, "steps_per_epoch": exp.steps_per_epoch}
+        schedules = make_schedules(**config.schedule, **spans)
+        decay = schedules.weight_decay or constant(config.optim.weight_decay)
+        for name, schedule in (("learning_rate", schedules.learning_rate), ("weight_decay", decay)):
+            row = np.asarray(schedule(steps), np.float32)
+            rates[name].append(np.broadcast_to(row, steps.shape))
+    return {name: np.stack(rows) for name, rows in rates.items()}
+
+
+def make_call(exp, call):
+    """steps.repeat of one replica: run((row, state, sums), (rates, dataset)) -> (state, sums), its
+    rates being that row of them (see make_rates)."""
+
+    def run(mine, shared):
+        (row, state, sums), (rates, dataset) = mine, shared
+        schedules = {name: lambda step, t=table: t[row, step] for name, table in rates.items()}
+        schedules = dataclasses.replace(exp.schedules, **schedules)
+        tx = make_optimizer(**exp.config.optim, schedule=schedules)
+        more = {"lookahead": exp.lookahead, **exp.config.loss, **exp.batching}
+        return repeat(make_train_step(exp.model, tx, **more), *call)(state, sums, dataset)
+
+    return run
+
+
+def over_replicas(strategy, one):
+    """`one(mine, shared)` of one replica as a function of trees whose axis 0 is the replica."""
+
+    def many(mine, shared):
+        if strategy == "vmap":
+            return jax.vmap(lambda x: one(x, shared))(mine)
+        if strategy == "map":
+            return lax.map(lambda x: one(x, shared), mine)
+        found = one(jax.tree.map(lambda x: x[0], mine), shared)
+        return jax.tree.map(lambda x: x[None], found)
+
+    return many
+
+
+class Replicas(Run):
+    """A Run of many replicas.
+
+    `state`, `metrics` and `best` (the weights of each replica's lowest evaluation loss) are tuples
+    of chunks, trees whose axis 0 is the replica, split over the devices; a call trains one chunk
+    after the other. With the strategy 'sequence' a chunk is a replica a device, else there is one
+    chunk of all. Places left over train the last replica once more.
+    """
+
+    mode = "seeds"
+
+    def __init__(self, exp, path, checkpoints, replicas, test):
+        self.replicas, self.test, self.evaluations = replicas, test, {}
+        backend, strategy = jax.default_backend(), exp.config.replicas.strategy
+        self.strategy = FASTEST.get(backend, UNMEASURED) if strategy == "auto" else strategy
+        self.mesh = exp.placement.mesh
+        n, size = len(replicas), self.mesh.size
+        if self.strategy != "sequence":
+            size *= -(-n // size)
+        places = np.arange(-(-n // size) * size).reshape(-1, size)
+        self.chunks = np.minimum(places, n - 1)  # the replicas of each
+        self.diverged = np.zeros(n, np.int32)  # at which step; 0: not
+        settings = [*dict.fromkeys(replica.setting for replica in replicas)]
+        rates = make_rates(exp, settings)
+        self.rows = np.array([settings.index(replica.setting) for replica in replicas])
+        self.learning_rates = rates["learning_rate"]
+        self.rates = sharding.put(rates, exp.placement)
+        self.row_chunks = self.put(self.rows)
+        super().__init__(exp, path, checkpoints)
+        self.finite = jax.jit(jax.vmap(all_finite))
+        self.best = tuple(jax.tree.map(jnp.copy, _weights(chunk)) for chunk in self.state)
+
+    def put(self, tree):
+        """The chunks of arrays [replicas, ...]."""
+        split = sharding.split(self.mesh)
+        pieces = (jax.tree.map(lambda x, i=rows: x[i], tree) for rows in self.chunks)
+        return tuple(jax.device_put(piece, split) for piece in pieces)
+
+    def join(self, chunks):
+        """The arrays [replicas, ...] of chunks, whole on every device."""
+        n = len(self.replicas)
+        whole = jax.tree.map(lambda *parts: jnp.concatenate(parts)[:n], *chunks)
+        return jax.device_put(whole, self.exp.placement)
+
+    def fetch(self, chunks):
+        """The arrays [replicas, ...] of chunks, on the host."""
+        n = len(self.replicas)
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[:n], *jax.device_get(chunks))
+
+    def begin(self):
+        def stack(rows):
+            states = [self.exp.init_state(self.replicas[i].seed) for i in rows]
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+            return jax.device_put(stacked, sharding.split(self.mesh))
+
+        zeros = Metrics.zeros(len(self.exp.class_names))
+        zeros = jax.tree.map(lambda x: np.zeros((len(self.replicas), *x.shape), x.dtype), zeros)
+        return tuple(map(stack, self.chunks)), self.put(zeros)
+
+    @property
+    def step(self):
+        return int(self.state[0].step[0])
+
+    def saved(self):
+        state = self.join(self.state)
+        beside = {
+            "sums": self.join(self.metrics),
+            "best": self.join(self.best),
+            "diverged": sharding.put(self.diverged, self.exp.placement),
+        }
+        return state.replace(step=state.step[0]), beside
+
+    def take(self, state, beside):
+        steps = jnp.full(len(self.replicas), state.step)
+        self.state = self.put(state.replace(step=steps))
+        self.metrics, self.best = self.put(beside["sums"]), self.put(beside["best"])
+        self.diverged = np.array(beside["diverged"])
+
+    def return_to_best(self):
+        chunks = zip(self.state, self.best, strict=True)
+        self.state = tuple(state.replace(**jax.tree.map(jnp.copy, best)) for state, best in chunks)
+
+    def compile_call(self, call):
+        spread = sharding.spread(over_replicas(self.strategy, make_call(self.exp, call)), self.mesh)
+
+        def run(state, sums, row, rates, dataset):
+            return spread((row, state, sums), (rates, dataset))
+
+        program = jax.jit(run, donate_argnums=0)
+        first = (self.state[0], self.metrics[0], self.row_chunks[0])
+        program = program.lower(*first, self.rates, self.exp.train).compile()
+
+        def run_chunks(state, sums, dataset):
+            chunks = zip(state, sums, self.row_chunks, strict=True)
+            found = [program(*chunk, self.rates, dataset) for chunk in chunks]
+            return tuple(zip(*found, strict=True))
+
+        return run_chunks
+
+    def total(self, metrics):
+        sums = self.fetch(metrics)
+        alive = np.isfinite(sums.loss)
+        return jax.tree.map(lambda x: x[alive if alive.any() else ...].sum(0), sums)
+
+    def find_divergence(self, step):
+        """As Run's, of each replica; None while one goes on."""
+        sums = self.fetch(self.metrics)
+        if not self.exp.ends_epoch(step) and np.isfinite(sums.loss).any():
+            return None  # wherever it is interrupted, it looks at the same steps
+        finite = np.concatenate([jax.device_get(self.finite(chunk)) for chunk in self.state])
+        for i, replica in enumerate(self.replicas):
+            if self.diverged[i] or (np.isfinite(sums.loss[i]) and finite[i]):
+                continue
+            good = int(sums.finite[i]) // self.exp.config.batch_size
+            lost = not np.isfinite(sums.loss[i])
+            self.diverged[i] = self.epoch_begin(step) + good + 1 if lost else step
+            named = ", ".join(f"{name} {value}" for name, value in replica.fields.items())
+            print(f"replica {i} diverged at step {self.diverged[i]} ({named})", file=sys.stderr)
+        return int(self.diverged.max()) if self.diverged.all() else None
+
+    def measure(self, states, dataset, tta="none"):
+        """Metrics of each replica on `dataset`, on the host."""
+        key = len(dataset), tta
+        if key not in self.evaluations:
+            start = time.perf_counter()
+            many = over_replicas(self.strategy, self.exp.evaluations[tta])
+            program = jax.jit(sharding.spread(many, self.mesh))
+            self.evaluations[key] = program.lower(states[0], dataset).compile()
+            self.compile_seconds += time.perf_counter() - start
+        program = self.evaluations[key]
+        metrics = self.fetch(tuple(program(state, dataset)[0] for state in states))
+        return [jax.tree.map(lambda x, i=i: x[i], metrics) for i in range(len(self.replicas))]
+
+    def records_of(self, i):
+        """Of replica i, one of each epoch that it ended."""
+        return [record for record in self.records if record["replica"] == i]
+
+    def best_record(self, i):
+        """The record of replica i with the lowest evaluation loss; None without a finite one."""
+        found = [r for r in self.records_of(i) if _is_finite(r["eval_loss"])]
+        return min(found, key=lambda record: record["eval_loss"], default=None)
+
+    def end_epoch(self, step):
+        train = self.fetch(self.metrics)
+        compiled = self.compile_seconds
+        start = time.perf_counter()
+        measured = self.measure(self.state, self.eval_set)
+        seconds = time.perf_counter() - start - (self.compile_seconds - compiled)
+        better, records = np.zeros(len(self.replicas), bool), []
+        for i, replica in enumerate(self.replicas):
+            if self.diverged[i]:
+                continue
+            summaries = jax.tree.map(lambda x, i=i: x[i], train).summary(), measured[i].summary()
+            rate = float(self.learning_rates[self.rows[i], step - 1])
+            record = self.record(step, rate, *summaries, seconds)
+            record = {"replica": i, "seed": replica.seed, **record}
+            best, loss = self.best_record(i), record["eval_loss"]
+            better[i] = _is_finite(loss) and (best is None or loss < best["eval_loss"])
+            records.append(record)
+        self.records += records
+        chunks = zip(self.put(better), self.state, self.best, strict=True)
+        self.best = tuple(_chosen(mask, _weights(state), best) for mask, state, best in chunks)
+        files.append_metrics(self.path / "metrics.jsonl", *records)
+        self.metrics, self.train_seconds = self.no_metrics, 0.0
+        losses, accuracies = ([r[key] for r in records] for key in ("train_loss", "eval_accuracy"))
+        speed = sum(r["images_per_second"] for r in records)
+        print(
+            f"epoch {self.exp.epochs_at(step):3g}/{self.exp.config.epochs:g}  "
+            f"train {np.mean(losses):.4f}  eval {told(interval(accuracies), '%')}  "
+            f"{speed:,.0f} images/s  {records[0]['seconds']:.1f} s",
+            flush=True,
+        )
+        self.save()
+
+    def finish(self, status):
+        """Measure the best of each replica on the test set and write seeds.json last."""
+        exp, config, step = self.exp, self.exp.config, self.step
+        self.checkpoints.wait()
+        tests, now = [{}] * len(self.replicas), None
+        if status != "interrupted":
+            if not exp.ends_epoch(step):
+                now = self.measure(self.state, self.eval_set)
+            if self.test:
+                tests = self.measure_best()
+        replicas = []
+        for i, replica in enumerate(self.replicas):
+            records, best = self.records_of(i), self.best_record(i)
+            last = figures_of(records[-1]) if records else None
+            if now and not self.diverged[i]:
+                last = {"epoch": exp.epochs_at(step), **figures(now[i].summary())}
+            end = {"status": status}
+            if self.diverged[i]:
+                end = {"status": "diverged", "diverged_at": int(self.diverged[i])}
+            replicas.append(
+                {
+                    "replica": i,
+                    "seed": replica.seed,
+                    **dict(zip(VARIED, replica.setting, strict=True)),
+                    "fields": replica.fields,
+                    **end,
+                    "epochs": exp.epochs_at(step),
+                    "best": figures_of(best) if best else last,
+                    "last": last,
+                    **tests[i],
+                }
+            )
+        epochs = [*{record["step"]: record for record in self.records}.values()]
+        images = sum(self.images_of_epoch(record["step"]) for record in self.records)
+        seconds = self.seconds(epochs)
+        result = {
+            "status": status,
+            "model": config.model.name,
+            "params": sum(x[0].size for x in jax.tree.leaves(self.state[0].params)),
+            "dataset": exp.provenance,
+            "epochs": exp.epochs_at(step),
+            "epochs_planned": config.epochs,
+            "steps": step,
+            "strategy": self.strategy,
+            "images_per_second": images / (seconds["train"] - self.train_seconds or math.inf),
+            "seconds": seconds,
+            "settings": summarize(replicas),
+            "replicas": replicas,
+            **environment(),
+        }
+        files.write_json(self.path / files.RESULTS[self.mode], result)
+        return result
+
+    def measure_best(self):
+        """[{'test', 'per_class'}] of each replica at its lowest evaluation loss, or as it is."""
+        exp, tta = self.exp, self.exp.config.eval.tta
+        records = [self.best_record(i) for i in range(len(self.replicas))]
+        steps = self.put(np.array([r["step"] if r else self.step for r in records], np.int32))
+        has_best = self.put(np.array([r is not None for r in records]))
+        states = tuple(
+            state.replace(step=step, **_chosen(mask, best, _weights(state)))
+            for state, step, mask, best in zip(self.state, steps, has_best, self.best, strict=True)
+        )
+        plain = self.measure(states, exp.test)
+        averaged = plain if tta == "none" else self.measure(states, exp.test, tta)
+        found = []
+        for metrics, more in zip(plain, averaged, strict=True):
+            test = {**figures(metrics.summary()), "augmented": exp.config.eval.augmented}
+            if tta != "none":
+                test |= {"tta": tta, "accuracy_tta": more.summary()["accuracy"]}
+            found.append({"test": test, "per_class": per_class(metrics, exp.class_names)})
+        return found
+
+
+def summarize(replicas):
+    """[{lr, weight_decay, replicas, diverged, test, difference}] by setting.
+
+    `test`: significance.interval of the test accuracy over the seeds that did not diverge;
+    `difference`: significance.paired with the first setting over the seeds both have; else None.
+    """
+    found, first = [], None
+    for setting, group in itertools.groupby(replicas, lambda r: [r[name] for name in VARIED]):
+        group = [*group]
+        good = {
+            r["seed"]: r["test"]["accuracy"]
+            for r in group
+            if r["status"] != "diverged" and "test" in r
+        }
+        both = [] if first is None else sorted(good.keys() & first.keys())
+        found.append(
+            {
+                **dict(zip(VARIED, setting, strict=True)),
+                "replicas": len(group),
+                "diverged": sum(r["status"] == "diverged" for r in group),
+                "test": interval([*good.values()]) if good else None,
+                "difference": paired([good[s] for s in both], [first[s] for s in both])
+                if both
+                else None,
+            }
+        )
+        first = good if first is None else first
+    return found
+
+
+def _weights(state):
+    return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+@jax.jit
+def _chosen(mask, ours, theirs):
+    """Of each replica `ours` where `mask` [replicas], else `theirs`."""
+
+    def choose(a, b):
+        return jnp.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(choose, ours, theirs)
+
+
+def _is_finite(value):
+    return value is not None and math.isfinite(value)
