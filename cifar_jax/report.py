@@ -103,11 +103,12 @@ def draw_search(trials, names, measure):
     best = trials[int(np.argmax(values))]
     figure = _figure(4.2 * (len(names) + (len(names) == 2)), 3.6)
     panels = figure.subplots(1, len(names) + (len(names) == 2), squeeze=False)[0]
-    told = measure.replace("_", " ") + " (%)"
-    for axes, name in zip(panels, names, strict=False):
+    told = f"{measure.replace('_', ' ')} (%)"
+    words = [name.replace("_", " ") for name in names]
+    for axes, name, word in zip(panels, names, words, strict=False):
         axes.scatter([t[name] for t in trials], values, color=TRAIN_COLOR, s=22)
         axes.scatter([best[name]], [best[measure]], color=EVAL_COLOR, s=46, label="best")
-        axes.set(xscale="log", xlabel=name.replace("_", " "), ylabel=told)
+        axes.set(xscale="log", xlabel=word, ylabel=told)
         axes.legend()
     if len(names) == 2:
         x, y = ([t[name] for t in trials] for name in names)
@@ -115,8 +116,8 @@ def draw_search(trials, names, measure):
         panels[2].scatter(
             *([best[name]] for name in names), facecolor="none", edgecolor=EVAL_COLOR, s=110
         )
-        panels[2].set(xscale="log", yscale="log", xlabel=names[0], ylabel=names[1])
-        panels[2].set(**{f"{a}label": n.replace("_", " ") for a, n in zip("xy", names)})
+        panels[2].set(xscale="log", yscale="log")
+        panels[2].set(**dict(zip(("xlabel", "ylabel"), words, strict=True)))
         figure.colorbar(points, ax=panels[2], label=told)
     figure.suptitle(f"Search, {len(trials)} proposals", fontweight="bold")
     return figure

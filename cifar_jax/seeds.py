@@ -213,7 +213,8 @@ class Replicas(Run):
     `state`, `metrics` and `best` (the weights of each replica's lowest evaluation loss) are tuples
     of chunks, trees whose axis 0 is the replica, split over the devices; a call trains one chunk
     after the other. With the strategy 'sequence' a chunk is a replica a device, else there is one
-    chunk of all. Places left over train the last replica once more.
+    chunk of all. Places left over train the last replica once more. In sequence on one device a
+    chunk has no such axis: with it XLA would round otherwise than in the same run by itself.
     """
 
     mode = "seeds"
@@ -224,10 +225,12 @@ class Replicas(Run):
         self.strategy = FASTEST.get(backend, UNMEASURED) if strategy == "auto" else strategy
         self.mesh = exp.placement.mesh
         n, size = len(replicas), self.mesh.size
+        self.alone = self.strategy == "sequence" and size == 1
         if self.strategy != "sequence":
             size *= -(-n // size)
-        places = np.arange(-(-n // size) * size).reshape(-1, size)
+        places = np.arange(-(-n // size) * size).reshape(-1, *(() if self.alone else (size,)))
         self.chunks = np.minimum(places, n - 1)  # the replicas of each
+        self.split = exp.placement if self.alone else sharding.split(self.mesh)
         self.diverged = np.zeros(n, np.int32)  # at which step; 0: not
         settings = [*dict.fromkeys(replica.setting for replica in replicas)]
         rates = make_rates(exp, settings)
@@ -236,31 +239,36 @@ class Replicas(Run):
         self.rates = sharding.put(rates, exp.placement)
         self.row_chunks = self.put(self.rows)
         super().__init__(exp, path, checkpoints)
-        self.finite = jax.jit(jax.vmap(all_finite))
+        self.finite = jax.jit(all_finite if self.alone else jax.vmap(all_finite))
         self.best = tuple(jax.tree.map(jnp.copy, _weights(chunk)) for chunk in self.state)
 
     def put(self, tree):
         """The chunks of arrays [replicas, ...]."""
-        split = sharding.split(self.mesh)
         pieces = (jax.tree.map(lambda x, i=rows: x[i], tree) for rows in self.chunks)
-        return tuple(jax.device_put(piece, split) for piece in pieces)
+        return tuple(jax.device_put(piece, self.split) for piece in pieces)
 
-    def join(self, chunks):
-        """The arrays [replicas, ...] of chunks, whole on every device."""
-        n = len(self.replicas)
-        whole = jax.tree.map(lambda *parts: jnp.concatenate(parts)[:n], *chunks)
-        return jax.device_put(whole, self.exp.placement)
+    def join(self, chunks, where=jnp):
+        """The arrays [replicas, ...] of chunks."""
+        n, glue = len(self.replicas), where.stack if self.alone else where.concatenate
+        return jax.tree.map(lambda *parts: glue(parts)[:n], *chunks)
 
     def fetch(self, chunks):
-        """The arrays [replicas, ...] of chunks, on the host."""
-        n = len(self.replicas)
-        return jax.tree.map(lambda *parts: np.concatenate(parts)[:n], *jax.device_get(chunks))
+        """The same on the host."""
+        return self.join(jax.device_get(chunks), np)
+
+    def spread(self, one):
+        """`one(mine, shared)` of one replica as a function of a chunk."""
+        if self.alone:
+            return one
+        return sharding.spread(over_replicas(self.strategy, one), self.mesh)
 
     def begin(self):
         def stack(rows):
-            states = [self.exp.init_state(self.replicas[i].seed) for i in rows]
+            states = [self.exp.init_state(self.replicas[i].seed) for i in rows.flat]
+            if self.alone:
+                return states[0]
             stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-            return jax.device_put(stacked, sharding.split(self.mesh))
+            return jax.device_put(stacked, self.split)
 
         zeros = Metrics.zeros(len(self.exp.class_names))
         zeros = jax.tree.map(lambda x: np.zeros((len(self.replicas), *x.shape), x.dtype), zeros)
@@ -268,16 +276,17 @@ class Replicas(Run):
 
     @property
     def step(self):
-        return int(self.state[0].step[0])
+        return int(self.state[0].step.ravel()[0])
 
     def saved(self):
         state = self.join(self.state)
+        state = state.replace(step=state.step[0])
         beside = {
             "sums": self.join(self.metrics),
             "best": self.join(self.best),
-            "diverged": sharding.put(self.diverged, self.exp.placement),
+            "diverged": self.diverged,
         }
-        return state.replace(step=state.step[0]), beside
+        return jax.device_put((state, beside), self.exp.placement)
 
     def take(self, state, beside):
         steps = jnp.full(len(self.replicas), state.step)
@@ -290,7 +299,7 @@ class Replicas(Run):
         self.state = tuple(state.replace(**jax.tree.map(jnp.copy, best)) for state, best in chunks)
 
     def compile_call(self, call):
-        spread = sharding.spread(over_replicas(self.strategy, make_call(self.exp, call)), self.mesh)
+        spread = self.spread(make_call(self.exp, call))
 
         def run(state, sums, row, rates, dataset):
             return spread((row, state, sums), (rates, dataset))
@@ -316,7 +325,7 @@ class Replicas(Run):
         sums = self.fetch(self.metrics)
         if not self.exp.ends_epoch(step) and np.isfinite(sums.loss).any():
             return None  # wherever it is interrupted, it looks at the same steps
-        finite = np.concatenate([jax.device_get(self.finite(chunk)) for chunk in self.state])
+        finite = self.fetch(tuple(map(self.finite, self.state)))
         for i, replica in enumerate(self.replicas):
             if self.diverged[i] or (np.isfinite(sums.loss[i]) and finite[i]):
                 continue
@@ -332,8 +341,7 @@ class Replicas(Run):
         key = len(dataset), tta
         if key not in self.evaluations:
             start = time.perf_counter()
-            many = over_replicas(self.strategy, self.exp.evaluations[tta])
-            program = jax.jit(sharding.spread(many, self.mesh))
+            program = jax.jit(self.spread(self.exp.evaluations[tta]))
             self.evaluations[key] = program.lower(states[0], dataset).compile()
             self.compile_seconds += time.perf_counter() - start
         program = self.evaluations[key]
@@ -395,8 +403,10 @@ class Replicas(Run):
         for i, replica in enumerate(self.replicas):
             records, best = self.records_of(i), self.best_record(i)
             last = figures_of(records[-1]) if records else None
+            evaluated = [record["eval_accuracy"] for record in records]
             if now and not self.diverged[i]:
                 last = {"epoch": exp.epochs_at(step), **figures(now[i].summary())}
+                evaluated.append(last["accuracy"])
             end = {"status": status}
             if self.diverged[i]:
                 end = {"status": "diverged", "diverged_at": int(self.diverged[i])}
@@ -410,6 +420,7 @@ class Replicas(Run):
                     "epochs": exp.epochs_at(step),
                     "best": figures_of(best) if best else last,
                     "last": last,
+                    "eval_accuracy": evaluated,
                     **tests[i],
                 }
             )
@@ -419,7 +430,8 @@ class Replicas(Run):
         result = {
             "status": status,
             "model": config.model.name,
-            "params": sum(x[0].size for x in jax.tree.leaves(self.state[0].params)),
+            "params": sum(x.size for x in jax.tree.leaves(self.state[0].params))
+            // self.chunks[0].size,
             "dataset": exp.provenance,
             "epochs": exp.epochs_at(step),
             "epochs_planned": config.epochs,
@@ -494,7 +506,7 @@ def _chosen(mask, ours, theirs):
     """Of each replica `ours` where `mask` [replicas], else `theirs`."""
 
     def choose(a, b):
-        return jnp.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+        return jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - mask.ndim)), a, b)
 
     return jax.tree.map(choose, ours, theirs)
 

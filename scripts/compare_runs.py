@@ -1,6 +1,7 @@
 """Whether runs differ: python scripts/compare_runs.py RUN RUN... [--out compare_runs.html]
 
-RUN is a workdir of main.py or a file of results/runs/. Runs that differ in nothing but the seed are
+RUN is a workdir of main.py or a file of results/runs/; one of --mode=seeds is as many runs as it
+has replicas. Runs that differ in nothing but the seed are
 one group; the group of the first RUN is what the others are compared with. Two groups that share
 seeds: paired t-test over those; others: Welch's t-test; two single runs: McNemar's exact test on
 their predictions (report/predictions.npz); more than two groups: p-values adjusted by Holm's
@@ -29,13 +30,15 @@ LOGGED = ("epoch", "lr", "seconds", "images_per_second", "train_loss", "eval_los
 
 
 def read(path):
-    """A run: its path, result, config {dotted name: value}, records, and which test images it gets
-    right ({'labels', 'right'}, None where it kept no predictions)."""
+    """The runs in `path`, of each: its path, result, config {dotted name: value}, records, and
+    which test images it gets right ({'labels', 'right'}, None where it kept no predictions)."""
     path = pathlib.Path(path)
     if path.is_dir():
-        result = files.read_json(path / "result.json")
         config = (files.read_json(path / "config.json") or {}).get("config")
         records = read_records(path / "metrics.jsonl")
+        if (path / "seeds.json").exists():
+            return read_replicas(path, config, records)
+        result = files.read_json(path / "result.json")
     elif path.is_file():
         result = files.read_json(path)
         config, records = (
@@ -43,6 +46,29 @@ def read(path):
         )
     else:
         raise InputError(f"{path} holds no run: there is no such folder or file")
+    return [make_run(path, result, config, records)]
+
+
+def read_replicas(path, config, records):
+    """The runs in a workdir of --mode=seeds, as if each had been trained by itself."""
+    together = files.read_json(path / "seeds.json")
+    try:
+        replicas = together.pop("replicas")
+        return [
+            make_run(
+                path / f"replica-{i}",
+                {**together, **replica},
+                {**files.flatten(config), **replica["fields"]},
+                [record for record in records if record["replica"] == i],
+            )
+            for i, replica in enumerate(replicas)
+        ]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"{path} holds no runs: its seeds.json cannot be used") from error
+
+
+def make_run(path, result, config, records):
+    """What `read` says of a run; InputError if anything is missing."""
     if not isinstance(result, dict) or not isinstance(config, dict):
         raise InputError(f"{path} holds no run that has ended: it lacks result.json or config.json")
     missing = [key for key in NEEDED if key not in result]
@@ -273,7 +299,7 @@ def mean_record(records):
 
 def compare(paths, out):
     """Write the page `out` of the runs in `paths`; returns the contrasts with the first group."""
-    runs = [read(path) for path in paths]
+    runs = [run for path in paths for run in read(path)]
     check(runs)
     groups = make_groups(runs)
     for k, group in enumerate(groups):
