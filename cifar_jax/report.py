@@ -96,31 +96,36 @@ def draw_lr_find(lr, loss, smoothed, suggestion):
     return figure
 
 
-def draw_search(trials, names, measure):
-    """`measure` (percent) of each of `trials` against the hyper-parameters `names`, one by one, and
-    the two of them together if they are two; the best is marked."""
-    values = [trial[measure] for trial in trials]
-    best = trials[int(np.argmax(values))]
-    figure = _figure(4.2 * (len(names) + (len(names) == 2)), 3.6)
-    panels = figure.subplots(1, len(names) + (len(names) == 2), squeeze=False)[0]
-    told = f"{measure.replace('_', ' ')} (%)"
-    words = [name.replace("_", " ") for name in names]
-    for axes, name, word in zip(panels, names, words, strict=False):
-        axes.scatter([t[name] for t in trials], values, color=TRAIN_COLOR, s=22)
-        axes.scatter([best[name]], [best[measure]], color=EVAL_COLOR, s=46, label="best")
-        axes.set(xscale="log", xlabel=word, ylabel=told)
-        axes.legend()
-    if len(names) == 2:
-        x, y = ([t[name] for t in trials] for name in names)
-        points = panels[2].scatter(x, y, c=values, cmap="viridis", s=30)
-        panels[2].scatter(
-            *([best[name]] for name in names), facecolor="none", edgecolor=EVAL_COLOR, s=110
-        )
-        panels[2].set(xscale="log", yscale="log")
-        panels[2].set(**dict(zip(("xlabel", "ylabel"), words, strict=True)))
-        figure.colorbar(points, ax=panels[2], label=told)
-    figure.suptitle(f"Search, {len(trials)} proposals", fontweight="bold")
+def draw_search(trials, ranges, measure):
+    """`measure` (percent) of each of `trials` against the hyper-parameters of `ranges` {name: (low,
+    high)}, one by one, and against both if they are two; the best is ringed."""
+    best = trials[int(np.argmax([trial[measure] for trial in trials]))]
+    values, told = [t[measure] for t in trials], f"{measure.replace('_', ' ')} (%)"
+    pairs = [(name, measure) for name in ranges] + ([(*ranges,)] if len(ranges) == 2 else [])
+    figure = _figure(4.2 * len(pairs), 3.6)
+    panels = figure.subplots(1, len(pairs), squeeze=False)[0]
+    for axes, (x, y) in zip(panels, pairs, strict=True):
+        color = {"color": TRAIN_COLOR} if y == measure else {"c": values, "cmap": "viridis"}
+        points = axes.scatter([t[x] for t in trials], [t[y] for t in trials], s=24, **color)
+        axes.scatter([best[x]], [best[y]], facecolor="none", edgecolor=EVAL_COLOR, s=110)
+        _log_axis(axes, "x", x, ranges[x])
+        if y == measure:
+            axes.set(ylabel=told)
+        else:
+            _log_axis(axes, "y", y, ranges[y])
+            figure.colorbar(points, ax=axes, label=told)
+    figure.suptitle(f"{len(trials)} proposals (ringed: the best)", fontweight="bold")
     return figure
+
+
+def _log_axis(axes, which, name, limits):
+    """A log scale over `limits`, with names at the decades where it spans one."""
+    low, high = limits
+    axes.set(**{f"{which}scale": "log", f"{which}label": name.replace("_", " ")})
+    axes.set(**{f"{which}lim": (low / 1.2, high * 1.2)})
+    if high >= 10 * low:
+        axis = getattr(axes, f"{which}axis")
+        axis.set_minor_formatter(_matplotlib().ticker.NullFormatter())
 
 
 def draw_per_class(per_class):

@@ -170,7 +170,8 @@ def finish(path, config, study, ranges, status):
         **here,
     }
     if ranked:
-        figure = report.draw_search(ranked, [*ranges], "accuracy")
+        spans = {name: (span.low, span.high) for name, span in ranges.items()}
+        figure = report.draw_search(ranked, spans, "accuracy")
         report.save({"search": figure}, path)
         print(f"{'rank':>4} {'number':>6} " + " ".join(f"{n:>12}" for n in ranges) + "  accuracy")
     for rank, trial in enumerate(ranked, start=1):

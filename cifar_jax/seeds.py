@@ -425,8 +425,8 @@ class Replicas(Run):
                 }
             )
         epochs = [*{record["step"]: record for record in self.records}.values()]
-        images = sum(self.images_of_epoch(record["step"]) for record in self.records)
         seconds = self.seconds(epochs)
+        images = len(replicas) * exp.images_at(step)
         result = {
             "status": status,
             "model": config.model.name,
@@ -437,7 +437,7 @@ class Replicas(Run):
             "epochs_planned": config.epochs,
             "steps": step,
             "strategy": self.strategy,
-            "images_per_second": images / (seconds["train"] - self.train_seconds or math.inf),
+            "images_per_second": images / (seconds["train"] or math.inf),
             "seconds": seconds,
             "settings": summarize(replicas),
             "replicas": replicas,

@@ -1,11 +1,11 @@
 """Whether runs differ: python scripts/compare_runs.py RUN RUN... [--out compare_runs.html]
 
-RUN is a workdir of main.py or a file of results/runs/; one of --mode=seeds is as many runs as it
-has replicas. Runs that differ in nothing but the seed are
-one group; the group of the first RUN is what the others are compared with. Two groups that share
-seeds: paired t-test over those; others: Welch's t-test; two single runs: McNemar's exact test on
-their predictions (report/predictions.npz); more than two groups: p-values adjusted by Holm's
-method. Prints the verdicts and writes one page with curves, intervals and tables.
+RUN is a workdir of main.py or a file of results/runs/; a workdir of --mode=seeds is as many runs as
+it has replicas. Runs that differ in nothing but the seed are one group; the group of the first RUN
+is what the others are compared with. Two groups that share seeds: paired t-test over those; others:
+Welch's t-test; two single runs: McNemar's exact test on their predictions
+(report/predictions.npz); more than two groups: p-values adjusted by Holm's method. Prints the
+verdicts and writes one page with curves, intervals and tables.
 """
 
 import argparse
@@ -60,6 +60,7 @@ def read_replicas(path, config, records):
                 {**together, **replica},
                 {**files.flatten(config), **replica["fields"]},
                 [record for record in records if record["replica"] == i],
+                folder=path,
             )
             for i, replica in enumerate(replicas)
         ]
@@ -67,8 +68,9 @@ def read_replicas(path, config, records):
         raise InputError(f"{path} holds no runs: its seeds.json cannot be used") from error
 
 
-def make_run(path, result, config, records):
-    """What `read` says of a run; InputError if anything is missing."""
+def make_run(path, result, config, records, folder=None):
+    """What `read` says of a run, a replica's `folder` is that of all; InputError if anything is
+    missing."""
     if not isinstance(result, dict) or not isinstance(config, dict):
         raise InputError(f"{path} holds no run that has ended: it lacks result.json or config.json")
     missing = [key for key in NEEDED if key not in result]
@@ -85,6 +87,7 @@ def make_run(path, result, config, records):
         del fields[name]
     return {
         "path": str(path),
+        "folder": str(folder or path),
         "result": result,
         "config": {**fields, "epochs trained": result["epochs"]},
         "records": records or [],
@@ -149,7 +152,7 @@ def make_groups(runs):
             "device": run["result"]["device"],
             **run["result"].get("versions", {}),
         },
-        lambda run: {"run": run["path"]},
+        lambda run: {"run": run["folder"]},
     )
     for more in told:
         groups = {}

@@ -1,0 +1,125 @@
+"""How fast many seeds at once are: python scripts/many_seeds.py --seeds 32 --data-dir data
+
+Runs main.py --mode=seeds with so many seeds, then a run of each seed by itself, one after the
+other, each a process of its own as a user starts it, and a few seeds with each of the other
+strategies. Says how many replicas end with the very figures of their run. Writes
+results/seeds/CONFIG-DEVICE.json. Compiled programs are cached before anything is timed.
+"""
+
+import argparse
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from cifar_jax import InputError  # noqa: E402
+from cifar_jax import workdir as files  # noqa: E402
+from cifar_jax.significance import interval  # noqa: E402
+
+STRATEGIES = ("sequence", "map", "vmap")
+SAME = ("epochs", "best", "last", "test", "per_class")
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=32)
+    parser.add_argument("--config", default="configs/convnet.py", help="FILE[:VARIANT]")
+    parser.add_argument("--data-dir", default="data", help="folder with CIFAR-10")
+    parser.add_argument("--epochs", type=float, default=0.05, help="trained of the recipe")
+    parser.add_argument("--few", type=int, default=4, help="seeds that compare the strategies")
+    parser.add_argument("--few-epochs", type=float, default=0.01, help="trained by these")
+    parser.add_argument("--out", type=pathlib.Path, help="JSON file")
+    parser.add_argument("rest", nargs="*", metavar="--config.FIELD=VALUE", help="after --")
+    return parser.parse_args(argv)
+
+
+def run(workdir, arguments, *more):
+    """(seconds by the clock, the result) of main.py with these arguments in `workdir`."""
+    command = [sys.executable, "main.py", f"--config={arguments.config}", f"--workdir={workdir}"]
+    command += [f"--config.data.dir={arguments.data_dir}", "--config.report=False", *more]
+    start = time.perf_counter()
+    done = subprocess.run([*command, *arguments.rest], cwd=ROOT, capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        raise InputError(f"main.py {' '.join(more)}: {done.stderr}")
+    name = "seeds" if "--mode=seeds" in more else "train"
+    return seconds, files.read_json(pathlib.Path(workdir) / files.RESULTS[name])
+
+
+def main(argv):
+    arguments = parse(argv)
+    stop = f"--config.stop_after={arguments.epochs}"
+    few = (
+        f"--config.seeds={arguments.few}",
+        "--mode=seeds",
+        f"--config.stop_after={arguments.few_epochs}",
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        strategies = {}
+        for name in STRATEGIES:
+            _, result = run(folder / name, arguments, *few, f"--config.replicas.strategy={name}")
+            strategies[name] = {key: result[key] for key in ("images_per_second", "steps")}
+            print(f"{name}: {result['images_per_second']:,.0f} images/s", flush=True)
+        run(folder / "warm", arguments, "--config.stop_after=1e-9")
+        seeds = f"--config.seeds={arguments.seeds}"
+        together, result = run(folder / "together", arguments, stop, seeds, "--mode=seeds")
+        print(f"{arguments.seeds} seeds at once: {together:.1f} s", flush=True)
+        replicas, singles, same = result["replicas"], [], 0
+        for i, replica in enumerate(replicas):
+            seed = f"--config.seed={replica['seed']}"
+            seconds, single = run(folder / f"single-{i}", arguments, stop, seed)
+            singles.append({"seconds": seconds, "train_seconds": single["seconds"]["train"]})
+            same += all(single[key] == replica[key] for key in SAME)
+            print(f"seed {replica['seed']} by itself: {seconds:.1f} s", flush=True)
+    images = result["images_per_second"] * result["seconds"]["train"]
+    alone = sum(single["seconds"] for single in singles)
+    found = {
+        "model": result["model"],
+        "settings": {
+            "seeds": arguments.seeds,
+            "epochs": arguments.epochs,
+            "few": arguments.few,
+            "few_epochs": arguments.few_epochs,
+            "overrides": arguments.rest,
+        },
+        "steps": result["steps"],
+        "images": round(images),  # trained on, over all seeds
+        "strategy": result["strategy"],
+        "together": {
+            "seconds": together,
+            "images_per_second": result["images_per_second"],
+            "parts": result["seconds"],
+        },
+        "single": {
+            "seconds": alone,
+            "images_per_second": images / sum(single["train_seconds"] for single in singles),
+            "runs": singles,
+        },
+        "times_faster": alone / together,
+        "same_figures": same,
+        "strategies": strategies,
+        "accuracy": interval([replica["test"]["accuracy"] for replica in replicas]),
+        **{key: result[key] for key in ("dataset", "device", "versions", "commit")},
+    }
+    stem = pathlib.Path(arguments.config.partition(":")[0]).stem
+    name = files.slug(f"{stem} {result['device'].split(' x ')[1].split(' (')[0]}")
+    out = arguments.out or ROOT / "results" / "seeds" / f"{name}.json"
+    files.writable(out.parent)
+    files.write_json(out, found)
+    print(
+        f"{found['times_faster']:.2f} times as fast as in turn; {same} of {len(replicas)} the same"
+    )
+    print(f"written: {out}")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        print("many_seeds.py:", " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
