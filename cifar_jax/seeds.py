@@ -398,7 +398,7 @@ class Replicas(Run):
             if not exp.ends_epoch(step):
                 now = self.measure(self.state, self.eval_set)
             if self.test:
-                tests = self.measure_best()
+                tests = self.measure_best(now)
         replicas = []
         for i, replica in enumerate(self.replicas):
             records, best = self.records_of(i), self.best_record(i)
@@ -446,8 +446,9 @@ class Replicas(Run):
         files.write_json(self.path / files.RESULTS[self.mode], result)
         return result
 
-    def measure_best(self):
-        """[{'test', 'per_class'}] of each replica at its lowest evaluation loss, or as it is."""
+    def measure_best(self, now):
+        """[{'test', 'per_class'}] of each replica at its lowest evaluation loss, or as it is;
+        `now` is what the last evaluation measured as it is, if it did."""
         exp, tta = self.exp, self.exp.config.eval.tta
         records = [self.best_record(i) for i in range(len(self.replicas))]
         steps = self.put(np.array([r["step"] if r else self.step for r in records], np.int32))
@@ -456,7 +457,8 @@ class Replicas(Run):
             state.replace(step=step, **_chosen(mask, best, _weights(state)))
             for state, step, mask, best in zip(self.state, steps, has_best, self.best, strict=True)
         )
-        plain = self.measure(states, exp.test)
+        known = now and exp.validation is None and not any(records)
+        plain = now if known else self.measure(states, exp.test)
         averaged = plain if tta == "none" else self.measure(states, exp.test, tta)
         found = []
         for metrics, more in zip(plain, averaged, strict=True):
