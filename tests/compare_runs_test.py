@@ -102,6 +102,27 @@ def test_single_runs_are_compared_image_by_image(make_run, tmp_path):
     assert found["p_value"] is None and "is not tested: 10.00 points more" in found["verdict"]
 
 
+def test_replicas_of_one_workdir_are_runs(make_run, tmp_path):
+    a = [make_run(f"a{i}", i, x) for i, x in enumerate([90.0, 91.0, 90.5])]
+    many = make_run("many", 0, 0.0)
+    result, records = (json.loads(s) for s in ((many / "result.json").read_text(), "[]"))
+    (many / "result.json").unlink()
+    for i, accuracy in enumerate([90.6, 91.5, 91.2]):
+        replica = {"seed": i, "fields": {"seed": i, "optim.name": "sgd"}, "status": "done"}
+        result.setdefault("replicas", []).append({**replica, "test": {"accuracy": accuracy}})
+        records += [{**r, "replica": i} for r in map(json.loads, open(many / "metrics.jsonl"))]
+    (many / "seeds.json").write_text(json.dumps(result))
+    (many / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    groups, [found] = compared([*a, many], tmp_path)
+    assert [(g["label"], len(g["runs"])) for g in groups] == [("optim adam", 3), ("optim sgd", 3)]
+    assert found["p_value"] == pytest.approx(
+        stats.ttest_rel([90.6, 91.5, 91.2], [90.0, 91.0, 90.5]).pvalue
+    )
+    (many / "seeds.json").write_text('{"replicas": [{}]}')
+    with pytest.raises(InputError, match="cannot be used"):
+        compared([*a, many], tmp_path)
+
+
 def test_several_groups_are_adjusted(make_run, tmp_path):
     values = {128: [90.0, 91.0, 90.5], 64: [90.6, 91.5, 91.2], 32: [90.1, 91.2, 90.4]}
     runs = [

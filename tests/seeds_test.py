@@ -1,0 +1,136 @@
+"""Many seeds at once: each replica is the run by itself, also where the whole was interrupted."""
+
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+from running import QUICK, TIMES, finish, metrics, result, wait_for
+
+from cifar_jax import InputError, seeds
+from cifar_jax.experiment import make_experiment
+from cifar_jax.metrics import Metrics
+from cifar_jax.steps import repeat
+from configs import convnet, quickstart
+
+
+def config_of(module, **fields):
+    config = module.get_config()
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+def records_of(workdir, i):
+    """What metrics.jsonl would say of replica i by itself."""
+    named = ("replica", "seed", *TIMES)
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in r.items() if k not in named} for r in lines if r["replica"] == i]
+
+
+@pytest.mark.slow
+def test_replicas_are_the_runs_by_themselves_bit_for_bit(reference, program, tmp_path):
+    """Interrupted within an epoch and resumed, too. Two settings of two seeds; replica 0 is the
+    recipe itself from seed 0, replica 3 has another seed, learning rate and weight decay."""
+    many = (
+        *(*QUICK, "--mode=seeds", "--config.seeds=2", f"--workdir={tmp_path / 'many'}"),
+        *("--config.replicas.lr=(1e-2, 2e-2)", "--config.replicas.weight_decay=(1e-4, 1e-3)"),
+    )
+    process = program(*many)
+    log = tmp_path / "many" / "metrics.jsonl"
+    wait_for(lambda: log.exists() and log.read_text().count("\n") >= 4, process)
+    process.send_signal(signal.SIGTERM)
+    finish(process, 75)
+    before = json.loads((tmp_path / "many" / "seeds.json").read_text())
+    assert before["status"] == "interrupted" and 24 <= before["steps"] < 72
+    finish(program(*many))
+    other = (
+        "--config.seed=1",
+        "--config.schedule.peak_lr=2e-2",
+        "--config.optim.weight_decay=1e-3",
+    )
+    finish(program(*QUICK, *other, f"--workdir={tmp_path / 'single'}"))
+    found = json.loads((tmp_path / "many" / "seeds.json").read_text())
+    assert found["status"] == "done" and found["strategy"] == "sequence"
+    for i, single in ((0, reference), (3, tmp_path / "single")):
+        assert records_of(tmp_path / "many", i) == metrics(single)
+        for key in ("seed", "status", "best", "last", "test", "per_class", "epochs"):
+            assert found["replicas"][i][key] == result(single)[key], key
+    accuracies = [replica["test"]["accuracy"] for replica in found["replicas"]]
+    assert [s["test"]["mean"] for s in found["settings"]] == [
+        np.mean(accuracies[:2]),
+        np.mean(accuracies[2:]),
+    ]
+    assert found["settings"][1]["difference"]["n"] == 2
+    out, _ = finish(program(*many))
+    assert "finished" in out and "more than the first" in out
+    _, err = finish(program(*QUICK, f"--workdir={tmp_path / 'many'}"), 2)
+    assert "of mode 'seeds', not 'train'" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("strategy", seeds.STRATEGIES)
+def test_replicas_spread_over_devices_train_as_one_alone(strategy):
+    """Three replicas on eight devices, one with another learning rate; the tolerance is that of
+    other orders of summation over three steps."""
+    config = config_of(quickstart, batch_size=8, epochs=1, seeds=3)
+    config.model.widths = (4, 4, 4, 4)
+    config.replicas.strategy = strategy
+    exp = make_experiment(config, shard_batches=False)
+    replicas = seeds.make_replicas(config)
+    run = seeds.Replicas(exp, None, None, replicas, test=True)
+    call = (1, 8, ())
+    program = run.compile_call(call)
+    single = jax.jit(repeat(exp.step, *call))
+    state, sums = exp.init_state(2), jax.device_put(Metrics.zeros(10), exp.placement)
+    for _ in range(3):
+        run.state, run.metrics = program(run.state, run.metrics, exp.train)
+        state, sums = single(state, sums, exp.train)
+    saved, beside = run.saved()
+    assert int(saved.step) == run.step == 3
+    ours = jax.tree.map(lambda x: x[2], (saved.params, saved.batch_stats, beside["sums"].loss))
+    for a, b in zip(*map(jax.tree.leaves, (ours, (state.params, state.batch_stats, sums.loss)))):
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5)
+    run.take(saved, beside)
+    np.testing.assert_array_equal(run.join(run.state).step, [3, 3, 3])
+    if strategy == "sequence":  # one that diverges is told; the others go on
+        broken = run.state[0].replace(
+            params=jax.tree.map(lambda x: x * np.nan, run.state[0].params)
+        )
+        run.diverged[0] = 2
+        assert run.find_divergence(exp.total_steps) is None
+        run.state = (broken,)
+        assert run.find_divergence(exp.total_steps) == exp.total_steps
+        assert [*run.diverged] == [2, exp.total_steps, exp.total_steps]
+
+
+def test_settings_times_seeds():
+    config = config_of(convnet, seed=5, seeds=2)
+    config.data.validation = 100
+    config.replicas.lr, config.replicas.weight_decay = (1e-3, 1e-2), (0.0,)
+    found = seeds.make_replicas(config)
+    assert [(r.seed, r.lr, r.weight_decay) for r in found] == [
+        *((5, 1e-3, 0.0), (6, 1e-3, 0.0), (5, 1e-2, 0.0), (6, 1e-2, 0.0))
+    ]
+    peak, decay = (found[0].fields[f"schedule.{n}"] for n in ("peak_lr", "weight_decay"))
+    before = config.schedule.peak_lr
+    assert peak[0] == 1e-3 and peak[1] / peak[0] == pytest.approx(before[1] / before[0])
+    assert decay == (0.0, 0.0) and found[1].fields["data.split_seed"] == 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"seeds": 0}, "at least 1"),
+        ({"replicas.strategy": "pmap"}, "choose one of auto, sequence, map, vmap"),
+        ({"replicas.lr": (0.1, -1.0)}, "lr cannot be -1.0"),
+        ({"replicas.lr": ("a",)}, "lr cannot be 'a'"),
+        ({"replicas.lr": (0.1, 0.2), "replicas.weight_decay": (0.0,) * 3}, "2 values, the other 3"),
+        ({"replicas.lr": (0.1, 0.1)}, "twice"),
+        ({"on_nonfinite": "rollback"}, "for one run"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_replicas_that_cannot_be_are_refused(fields, sentence, tmp_path):
+    with pytest.raises(InputError, match=sentence):
+        seeds.train_seeds(config_of(quickstart, **fields), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
