@@ -8,6 +8,8 @@ results/seeds/CONFIG-DEVICE.json. Compiled programs are cached before anything i
 
 import argparse
 import pathlib
+import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -38,16 +40,30 @@ def parse(argv):
 
 
 def run(workdir, arguments, *more):
-    """(seconds by the clock, the result) of main.py with these arguments in `workdir`."""
+    """({'seconds', 'cpu_seconds'}, the result) of main.py with these arguments in `workdir`.
+
+    CPU seconds, over all cores, say how much work it was where the machine does other work too.
+    """
     command = [sys.executable, "main.py", f"--config={arguments.config}", f"--workdir={workdir}"]
     command += [f"--config.data.dir={arguments.data_dir}", "--config.report=False", *more]
-    start = time.perf_counter()
+    start, before = time.perf_counter(), cpu_seconds()
     done = subprocess.run([*command, *arguments.rest], cwd=ROOT, capture_output=True, text=True)
-    seconds = time.perf_counter() - start
+    spent = {"seconds": time.perf_counter() - start, "cpu_seconds": cpu_seconds() - before}
     if done.returncode:
         raise InputError(f"main.py {' '.join(more)}: {done.stderr}")
     name = "seeds" if "--mode=seeds" in more else "train"
-    return seconds, files.read_json(pathlib.Path(workdir) / files.RESULTS[name])
+    return spent, files.read_json(pathlib.Path(workdir) / files.RESULTS[name])
+
+
+def cpu_seconds():
+    """Of all processes that this one has started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def total(spent):
+    """The sum of what `run` says was spent."""
+    return {key: sum(one[key] for one in spent) for key in ("seconds", "cpu_seconds")}
 
 
 def main(argv):
@@ -62,22 +78,25 @@ def main(argv):
         folder = pathlib.Path(folder)
         strategies = {}
         for name in STRATEGIES:
-            _, result = run(folder / name, arguments, *few, f"--config.replicas.strategy={name}")
-            strategies[name] = {key: result[key] for key in ("images_per_second", "steps")}
+            strategy = f"--config.replicas.strategy={name}"
+            run(folder / "warm", arguments, strategy, *few[:2], "--config.stop_after=1e-9")
+            shutil.rmtree(folder / "warm")
+            spent, result = run(folder / name, arguments, strategy, *few)
+            strategies[name] = {"images_per_second": result["images_per_second"], **spent}
             print(f"{name}: {result['images_per_second']:,.0f} images/s", flush=True)
         run(folder / "warm", arguments, "--config.stop_after=1e-9")
         seeds = f"--config.seeds={arguments.seeds}"
         together, result = run(folder / "together", arguments, stop, seeds, "--mode=seeds")
-        print(f"{arguments.seeds} seeds at once: {together:.1f} s", flush=True)
+        print(f"{arguments.seeds} seeds at once: {together['seconds']:.1f} s", flush=True)
         replicas, singles, same = result["replicas"], [], 0
         for i, replica in enumerate(replicas):
             seed = f"--config.seed={replica['seed']}"
-            seconds, single = run(folder / f"single-{i}", arguments, stop, seed)
-            singles.append({"seconds": seconds, "train_seconds": single["seconds"]["train"]})
+            spent, single = run(folder / f"single-{i}", arguments, stop, seed)
+            singles.append({**spent, "train_seconds": single["seconds"]["train"]})
             same += all(single[key] == replica[key] for key in SAME)
-            print(f"seed {replica['seed']} by itself: {seconds:.1f} s", flush=True)
+            print(f"seed {replica['seed']} by itself: {spent['seconds']:.1f} s", flush=True)
     images = result["images_per_second"] * result["seconds"]["train"]
-    alone = sum(single["seconds"] for single in singles)
+    alone = total(singles)
     found = {
         "model": result["model"],
         "settings": {
@@ -91,16 +110,17 @@ def main(argv):
         "images": round(images),  # trained on, over all seeds
         "strategy": result["strategy"],
         "together": {
-            "seconds": together,
+            **together,
             "images_per_second": result["images_per_second"],
             "parts": result["seconds"],
         },
         "single": {
-            "seconds": alone,
+            **alone,
             "images_per_second": images / sum(single["train_seconds"] for single in singles),
             "runs": singles,
         },
-        "times_faster": alone / together,
+        "times_faster": alone["seconds"] / together["seconds"],
+        "less_cpu": alone["cpu_seconds"] / together["cpu_seconds"],
         "same_figures": same,
         "strategies": strategies,
         "accuracy": interval([replica["test"]["accuracy"] for replica in replicas]),

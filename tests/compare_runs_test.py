@@ -110,7 +110,8 @@ def test_replicas_of_one_workdir_are_runs(make_run, tmp_path):
     for i, accuracy in enumerate([90.6, 91.5, 91.2]):
         replica = {"seed": i, "fields": {"seed": i, "optim.name": "sgd"}, "status": "done"}
         result.setdefault("replicas", []).append({**replica, "test": {"accuracy": accuracy}})
-        records += [{**r, "replica": i} for r in map(json.loads, open(many / "metrics.jsonl"))]
+        lines = map(json.loads, (many / "metrics.jsonl").read_text().splitlines())
+        records += [{**line, "replica": i} for line in lines]
     (many / "seeds.json").write_text(json.dumps(result))
     (many / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     groups, [found] = compared([*a, many], tmp_path)

@@ -55,7 +55,7 @@ def test_a_search_that_was_interrupted_goes_on(program, tmp_path):
 
 
 def test_proposals_lie_in_their_ranges_and_learn_from_those_before():
-    config = config_of(**{"search.sampler": "tpe", "search.at_once": 15})
+    config = config_of(**{"search.sampler": "tpe", "search.at_once": 20})
     ranges = search.make_ranges(config)
     first = search.propose([], ranges, config)
     assert first == search.propose([], ranges, config)
