@@ -1,10 +1,10 @@
 """Keep results/ and the README's tables in step: python scripts/results_table.py [--add DIR ...]
 
 --add copies what a workdir holds: a run (result.json, config, every epoch) to
-results/runs/MODEL_seedN.json, a comparison to results/comparisons/MODEL.json. What speedrun.py and
-benchmark.py write lies in results/speedrun/ and results/benchmarks/ already. Without --add the
-tables between the README's marks are written again from those files; --check only says whether they
-are in step (exit code 1 if not).
+results/runs/MODEL_seedN.json, a comparison to results/comparisons/MODEL.json. What speedrun.py,
+benchmark.py and many_seeds.py write lies in folders of results/ already. Without --add the tables
+between the README's marks are written again from those files; --check only says whether they are in
+step (exit code 1 if not).
 """
 
 import argparse
@@ -17,6 +17,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "tests")]
 RUNS, COMPARISONS = ROOT / "results" / "runs", ROOT / "results" / "comparisons"
 SPEEDRUNS, BENCHMARKS = ROOT / "results" / "speedrun", ROOT / "results" / "benchmarks"
+SEEDS = ROOT / "results" / "seeds"
 README = ROOT / "README.md"
 
 # What the originals state or log (test accuracy in percent): final figure, epochs, points of the
@@ -247,6 +248,37 @@ def benchmarks():
     return "\n".join(markdown(r) for r in found).rstrip() or NOT_YET
 
 
+def seeds():
+    """The table of many seeds at once against the same runs in turn, and the strategies' rates."""
+    found = contents(SEEDS)
+    if not found:
+        return NOT_YET
+    lines = [
+        "| recipe | seeds, steps each | at once, s (CPU s) | in turn, s (CPU s) | times as fast "
+        "| images/s in training: at once, in turn | same figures |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for r in found:
+        both = (r["together"], r["single"])
+        spent = " | ".join(f"{s['seconds']:,.0f} ({s['cpu_seconds']:,.0f})" for s in both)
+        rates = ", ".join(f"{s['images_per_second']:,.0f}" for s in both)
+        lines.append(
+            f"| {r['model']} | {r['settings']['seeds']}, {r['steps']} | {spent} "
+            f"| {r['times_faster']:.2f} ({r['less_cpu']:.2f} by CPU s) | {rates} "
+            f"| {r['same_figures']} of {r['settings']['seeds']} |"
+        )
+    lines += ["", "A process each from its start to its end, with evaluation on all test images."]
+    for r in found:
+        rates = ", ".join(
+            f"{name} {s['images_per_second']:,.0f} images/s ({s['cpu_seconds']:,.0f} CPU s in all)"
+            for name, s in r["strategies"].items()
+        )
+        lines.append(f"Strategies with {r['settings']['few']} seeds of {r['model']}: {rates}.")
+    lines += ["", "How these were measured (`results/seeds/*.json`):", ""]
+    lines += [f"- {r['model']}, {r['strategy']}: {provenance(r)}" for r in found]
+    return "\n".join(lines)
+
+
 def faults():
     """A row for each case of tests/cases.py: how many tests show that it holds; soak and fuzz."""
     from cases import CASES
@@ -294,6 +326,7 @@ BLOCKS = {
     "comparison": comparisons,
     "benchmark": benchmarks,
     "speedrun": speedruns,
+    "seeds": seeds,
     "faults": faults,
 }
 
