@@ -343,8 +343,8 @@ class Run:
                     break
                 bar.update(count * size)
                 if not bar.disable:
-                    figures = now.summary()
-                    bar.set_postfix_str(f"loss {figures['loss']:.4f}, {figures['accuracy']:.2f} %")
+                    shown = now.summary()
+                    bar.set_postfix_str(f"loss {shown['loss']:.4f}, {shown['accuracy']:.2f} %")
                 if interruption.requested:
                     break
             jax.block_until_ready(self.state)
