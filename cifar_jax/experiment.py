@@ -164,7 +164,8 @@ def make_experiment(config, total_steps=None, splits=None, class_names=None):
     _check(config)
     mesh = sharding.make_mesh()
     placement = sharding.replicated(mesh)
-    sharding.check_batch_size(config.batch_size, mesh)
+    sharding.check_batch_size(config.batch_size, mesh.size, "devices")
+    sharding.check_batch_size(config.batch_size, config.ghost_batches, "ghost batches")
     class_names = class_names or data.CLASS_NAMES.get(config.data.name, ())
     model = make_model(config, class_names)
     augment, normalize = make_augments(config)
@@ -191,11 +192,19 @@ def make_experiment(config, total_steps=None, splits=None, class_names=None):
         "drop_last": config.drop_last,
         "alternating_flip": config.alternating_flip,
         "shard": shard,
+        "whole": sharding.make_whole(mesh),
     }
     lookahead = None
     if config.lookahead.every:
         lookahead = make_lookahead(**config.lookahead, total_steps=total_steps)
-    step = make_train_step(model, tx, **config.loss, lookahead=lookahead, **batching)
+    step = make_train_step(
+        model,
+        tx,
+        **config.loss,
+        lookahead=lookahead,
+        ghost_batches=config.ghost_batches,
+        **batching,
+    )
     transform = augment if config.eval.augmented else normalize
     kwargs = {"batch_size": config.eval.batch_size, "transform": transform, "shard": shard}
     evaluations = {
@@ -315,7 +324,7 @@ def _commit():
 
 
 def _check(config):
-    for field in ("epochs", "batch_size", "eval.batch_size"):
+    for field in ("epochs", "batch_size", "ghost_batches", "eval.batch_size"):
         value = config
         for part in field.split("."):
             value = value[part]

@@ -16,16 +16,23 @@ import results_table  # noqa: E402
 import speedrun  # noqa: E402
 
 
-def test_readme_is_in_step_with_results():
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("page", results_table.PAGES, ids=lambda p: p.name)
+def test_pages_are_in_step_with_results(page):
+    text = page.read_text()
     assert results_table.with_tables(text) == text, "run: python scripts/results_table.py"
+
+
+def test_every_table_stands_on_one_page():
+    texts = [page.read_text() for page in results_table.PAGES]
+    for name in results_table.BLOCKS:
+        assert sum(text.count(f"<!-- {name} -->") for text in texts) == 1, name
 
 
 def test_readme_accuracies_come_from_results():
     """A figure that no JSON holds would stand outside the marks: there is none."""
     text = (ROOT / "README.md").read_text()
     outside = text
-    for name in results_table.BLOCKS:
+    for name in re.findall(r"<!-- (\w+) -->", text):
         before, rest = outside.split(f"<!-- {name} -->")
         outside = before + rest.split(f"<!-- /{name} -->")[1]
     quoted = {"82 %", "87.27 %"}  # one original's README and log
