@@ -285,7 +285,11 @@ def faults():
     path = ROOT / "results" / "fuzz.json"
     if path.exists():
         fuzz = json.loads(path.read_text())
-        inputs = ", ".join(f"{k} {v['inputs']:,}" for k, v in fuzz["readers"].items())
+        inputs = ", ".join(
+            f"{reader} {v['inputs']:,}"
+            + ("" if v["commit"] == fuzz["commit"] else f" (commit {v['commit'][:10]})")
+            for reader, v in fuzz["readers"].items()
+        )
         rows += [
             "",
             f"Mutated inputs by reader: {inputs}. Each gave right data or one sentence, within "
