@@ -55,7 +55,7 @@ def variables_of(model, batch=2):
     )
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters_and_statistics(name):
     variables = variables_of(create_model(name, num_classes=10))
     assert count(variables["params"]) == PARAMETERS[name]
