@@ -1,27 +1,18 @@
 """docs/extend.md, followed literally."""
 
 import json
-import pathlib
 import re
 import subprocess
 import sys
 
 import pytest
-
-ROOT = pathlib.Path(__file__).parent.parent
+from running import ROOT, copy_checkout
 
 
 @pytest.mark.slow
 def test_the_page_can_be_followed(tmp_path):
     """Its files and changes in a copy of the checkout; then its commands, as they stand."""
-    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in names.splitlines():
-        if name.split("/")[0] not in ("results", "notebooks"):
-            copy = tmp_path / name
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes((ROOT / name).read_bytes())
-            copy.chmod((ROOT / name).stat().st_mode)
+    copy_checkout(tmp_path)
     (tmp_path / ".venv").symlink_to(sys.prefix)
     page = (ROOT / "docs" / "extend.md").read_text()
     for kind, text in re.findall(r"^```(python|diff)\n(.*?)^```$", page, re.S | re.M):
