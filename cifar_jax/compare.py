@@ -34,6 +34,8 @@ def compare(config, workdir):
             f"compare runs on one device and sees {jax.device_count()}; "
             "hide the others (CUDA_VISIBLE_DEVICES=0)"
         )
+    if config.ghost_batches > 1:
+        raise InputError("compare has no config.ghost_batches: PyTorch normalises whole batches")
     with files.only_writer(workdir) as path:
         files.open_workdir(path, config.to_dict(), environment())
         sides = Sides(make_experiment(config), twin)

@@ -59,6 +59,7 @@ class Experiment:
     lookahead: Callable | None  # see optim.make_lookahead
     augment: Callable  # (key, u8 images) -> float images, as in training
     normalize: Callable  # (key, u8 images) -> float images, as in evaluation
+    make_step: Callable  # optimizer -> such a step
     step: Callable  # see steps.make_train_step
     evaluate: Callable  # see steps.make_evaluate; jitted (unless make_experiment says otherwise)
     evaluations: dict[str, Callable]  # the same averaged over views of each image, by steps.VIEWS
@@ -168,7 +169,8 @@ def make_experiment(config, total_steps=None, splits=None, class_names=None, sha
     mesh = sharding.make_mesh()
     placement = sharding.replicated(mesh)
     if shard_batches:
-        sharding.check_batch_size(config.batch_size, mesh)
+        sharding.check_batch_size(config.batch_size, mesh.size, "devices")
+    sharding.check_batch_size(config.batch_size, config.ghost_batches, "ghost batches")
     class_names = class_names or data.CLASS_NAMES.get(config.data.name, ())
     model = make_model(config, class_names)
     augment, normalize = make_augments(config)
@@ -187,9 +189,9 @@ def make_experiment(config, total_steps=None, splits=None, class_names=None, sha
         )
     with _section("optim"):
         tx = make_optimizer(**config.optim, schedule=schedules)
-    shard, jit = lambda batch: batch, lambda function: function
+    shard, whole, jit = (lambda same: same,) * 3
     if shard_batches:
-        shard = sharding.make_shard_batch(mesh)
+        shard, whole = sharding.make_shard_batch(mesh), sharding.make_whole(mesh)
         jit = functools.partial(jax.jit, out_shardings=placement)
     batching = {
         "batch_size": config.batch_size,
@@ -198,11 +200,16 @@ def make_experiment(config, total_steps=None, splits=None, class_names=None, sha
         "drop_last": config.drop_last,
         "alternating_flip": config.alternating_flip,
         "shard": shard,
+        "whole": whole,
     }
     lookahead = None
     if config.lookahead.every:
         lookahead = make_lookahead(**config.lookahead, total_steps=total_steps)
-    step = make_train_step(model, tx, **config.loss, lookahead=lookahead, **batching)
+
+    def make_step(tx):
+        more = {"lookahead": lookahead, "ghost_batches": config.ghost_batches, **batching}
+        return make_train_step(model, tx, **config.loss, **more)
+
     transform = augment if config.eval.augmented else normalize
     kwargs = {"batch_size": config.eval.batch_size, "transform": transform, "shard": shard}
     evaluations = {tta: jit(make_evaluate(model, tta=tta, **kwargs)) for tta in VIEWS}
@@ -229,7 +236,8 @@ def make_experiment(config, total_steps=None, splits=None, class_names=None, sha
         lookahead=lookahead,
         augment=augment,
         normalize=normalize,
-        step=step,
+        make_step=make_step,
+        step=make_step(tx),
         evaluate=evaluations["none"],
         evaluations=evaluations,
     )
@@ -300,26 +308,23 @@ def environment():
 
 def _commit():
     """The checkout's commit, with '-dirty' where files differ from it; None outside git."""
-    command = [
-        "git",
-        "-C",
-        str(pathlib.Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-    ]
-    try:
-        found = subprocess.run(
-            [*command, "--exclude=*"], capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
+    here = pathlib.Path(__file__)
+
+    def git(*arguments):
+        command = ["git", "-C", str(here.parent), *arguments]
+        try:
+            found = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return found.stdout.strip() or None
+
+    if not git("ls-files", here.name):  # installed, maybe within the checkout of something else
         return None
-    return found.stdout.strip() or None
+    return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 
 def _check(config):
-    for field in ("epochs", "batch_size", "eval.batch_size"):
+    for field in ("epochs", "batch_size", "ghost_batches", "eval.batch_size"):
         value = config
         for part in field.split("."):
             value = value[part]

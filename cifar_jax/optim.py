@@ -239,6 +239,15 @@ def make_lookahead(*, total_steps, every, decay, power):
     return lookahead
 
 
+# name: (momentum or b1, nesterov, b2, eps) -> what becomes of a gradient
+MOMENTS = {
+    "sgd": lambda momentum, nesterov, b2, eps: optax.trace(momentum, nesterov),
+    "adam": lambda b1, nesterov, b2, eps: optax.scale_by_adam(b1, b2, eps),
+    "adamw": lambda b1, nesterov, b2, eps: optax.scale_by_adam(b1, b2, eps),
+}
+DECOUPLED = ("adamw",)  # weight decay acts on the update; the others' on the gradient (L2)
+
+
 def make_optimizer(
     *,
     name,
@@ -253,7 +262,7 @@ def make_optimizer(
     b2=0.999,
     eps=1e-8,
 ):
-    """The optax chain of 'sgd', 'adam' (weight decay is L2 in the gradient) or 'adamw' (decoupled).
+    """The optax chain of one of MOMENTS.
 
     `schedule` is a Schedules or a plain learning-rate schedule; where it has a momentum or
     weight-decay schedule that one takes the place of `momentum`/`b1` or `weight_decay`. Clipping
@@ -263,17 +272,14 @@ def make_optimizer(
     """
     if not isinstance(schedule, Schedules):
         schedule = Schedules(schedule)
-    if name not in ("sgd", "adam", "adamw"):
-        raise InputError(f"unknown optimizer {name!r}; choose one of sgd, adam, adamw")
+    if name not in MOMENTS:
+        raise InputError(f"unknown optimizer {name!r}; choose one of {', '.join(MOMENTS)}")
     if norm_bias_factor != 1.0 and name != "sgd":
         raise InputError(f"norm_bias_factor is for sgd; {name} does not see a gradient's scale")
     cycled = schedule.momentum or constant(momentum if name == "sgd" else b1)
 
     def chain(learning_rate, momentum, weight_decay):
-        if name == "sgd":
-            moments = optax.trace(momentum, nesterov)
-        else:
-            moments = optax.scale_by_adam(momentum, b2, eps)
+        moments = MOMENTS[name](momentum, nesterov, b2, eps)
         if schedule.restarts:
             moments = restart(moments, schedule.restarts)
         decay = optax.add_decayed_weights(weight_decay)
@@ -282,7 +288,7 @@ def make_optimizer(
         rate = optax.scale_by_learning_rate(learning_rate)
         if schedule.freeze:
             rate = optax.chain(rate, freeze(schedule.freeze))
-        order = (moments, decay) if name == "adamw" else (decay, moments)
+        order = (moments, decay) if name in DECOUPLED else (decay, moments)
         return optax.chain(
             optax.clip(clip_value) if clip_value else optax.identity(),
             optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),

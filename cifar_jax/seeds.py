@@ -23,7 +23,7 @@ from cifar_jax.experiment import environment, make_experiment
 from cifar_jax.metrics import Metrics
 from cifar_jax.optim import constant, make_optimizer, make_schedules
 from cifar_jax.significance import interval, paired
-from cifar_jax.steps import make_train_step, repeat
+from cifar_jax.steps import repeat
 from cifar_jax.train import Interruption, Run, all_finite, figures, figures_of, per_class
 
 STRATEGIES = ("sequence", "map", "vmap")
@@ -187,8 +187,7 @@ def make_call(exp, call):
         schedules = {name: lambda step, t=table: t[row, step] for name, table in rates.items()}
         schedules = dataclasses.replace(exp.schedules, **schedules)
         tx = make_optimizer(**exp.config.optim, schedule=schedules)
-        more = {"lookahead": exp.lookahead, **exp.config.loss, **exp.batching}
-        return repeat(make_train_step(exp.model, tx, **more), *call)(state, sums, dataset)
+        return repeat(exp.make_step(tx), *call)(state, sums, dataset)
 
     return run
 

@@ -93,14 +93,19 @@ def spread(function, mesh):
     )
 
 
-def check_batch_size(batch_size, mesh):
-    """InputError if the batch does not divide over the devices, with the nearest sizes that do."""
-    n = mesh.size
+def make_whole(mesh):
+    """whole(tree): constrain every array to be whole on every device, inside jit."""
+    return lambda tree: jax.lax.with_sharding_constraint(tree, replicated(mesh))
+
+
+def check_batch_size(batch_size, n, parts):
+    """InputError if the batch does not divide over n `parts` (what they are), with the nearest
+    sizes that do."""
     if batch_size % n:
         below, above = batch_size // n * n, (batch_size // n + 1) * n
         nearest = f"{below} and {above}" if below else f"{above}"
         raise InputError(
-            f"batch_size {batch_size} does not divide over {n} devices; "
+            f"batch_size {batch_size} does not divide over {n} {parts}; "
             f"the nearest sizes that do: {nearest}"
         )
 

@@ -86,6 +86,7 @@ def make_batches(
     drop_last=False,
     alternating_flip=False,
     shard=lambda batch: batch,
+    whole=lambda rows: rows,
 ):
     """batches(key, step, dataset, size=batch_size) -> (augmented images, labels, dropout key).
 
@@ -94,7 +95,8 @@ def make_batches(
     an epoch is smaller and needs its own static `size`, unless `drop_last` leaves it out. All
     follows from (key, step) alone. `augment(key, u8 images)` includes the normalisation;
     `alternating_flip` mirrors each image in every other epoch, from the first or the second on by a
-    coin of its own (cifar10-airbench); `shard` constrains the batch's sharding.
+    coin of its own (cifar10-airbench); `shard` constrains the batch's sharding, `whole` that of its
+    rows.
     """
     steps_per_epoch = count_steps(num_examples, batch_size, drop_last)
 
@@ -102,7 +104,8 @@ def make_batches(
         epoch, i = step // steps_per_epoch, step % steps_per_epoch
         order_key = random.fold_in(random.fold_in(key, 0), epoch)
         augment_key, dropout_key = random.split(random.fold_in(random.fold_in(key, 1), step))
-        rows = shuffled(order_key, i * batch_size + jnp.arange(size), num_examples)
+        # whole, or the devices would ask one another at every turn whether the walk is over
+        rows = whole(shuffled(order_key, i * batch_size + jnp.arange(size), num_examples))
         batch = shard(take(dataset, rows))
         images = augment(augment_key, batch.images)
         if alternating_flip:
@@ -121,6 +124,7 @@ def make_train_step(
     reduction="mean",
     label_smoothing=0.0,
     lookahead=None,
+    ghost_batches=1,
     **batching,
 ):
     """One optimizer step, pure: step(state, dataset, size=..., frozen=()) -> (state, Metrics).
@@ -129,7 +133,7 @@ def make_train_step(
     step) too. `reduction` of the loss is 'mean' or 'sum' over the batch. `lookahead`: see
     optim.make_lookahead; it acts on params and batch_stats. The layers named in `frozen` are those
     that `tx` does not update in this step: their gradients are not computed. Metrics are of the
-    training-mode forward pass.
+    training-mode forward pass. `ghost_batches`: see apply_in_parts.
     """
     batches = make_batches(**batching)
     scale = {"mean": lambda size: 1.0 / size, "sum": lambda size: 1.0}[reduction]
@@ -140,17 +144,11 @@ def make_train_step(
         def loss_fn(params):
             params = {**params, **{name: lax.stop_gradient(params[name]) for name in frozen}}
             variables = {"params": params, "batch_stats": state.batch_stats}
-            logits, updated = model.apply(
-                variables,
-                images,
-                train=True,
-                rngs={"dropout": dropout_key},
-                mutable=["batch_stats"],
-            )
+            logits, stats = apply_in_parts(model, variables, images, dropout_key, ghost_batches)
             logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
             losses = per_example_loss(logits, labels, label_smoothing)
             metrics = measure(logits, labels, losses)
-            return losses.sum() * scale(size), (metrics, updated.get("batch_stats", {}))
+            return losses.sum() * scale(size), (metrics, stats)
 
         grads, (metrics, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -161,6 +159,32 @@ def make_train_step(
         return state.replace(step=count, **fast, opt_state=opt_state, slow=slow), metrics
 
     return step
+
+
+def apply_in_parts(model, variables, images, dropout_key, parts=1):
+    """(logits [B, num_classes], new batch_stats) of images [B, H, W, C] in training mode.
+
+    With more `parts` than one BatchNorm normalises each of as many equal parts of the batch by its
+    own statistics, and its running ones move by the parts' mean ("ghost batches", Hoffer et al.,
+    2017): with as many as there are devices each keeps to its own, as under PyTorch's
+    DistributedDataParallel, and nothing is sent between them in the forward pass. A batch that does
+    not divide into them, the last of an epoch, is one part.
+    """
+
+    def apply(images, dropout_key):
+        logits, updated = model.apply(
+            variables, images, train=True, rngs={"dropout": dropout_key}, mutable=["batch_stats"]
+        )
+        return logits, updated.get("batch_stats", {})
+
+    if parts == 1 or images.shape[0] % parts:
+        return apply(images, dropout_key)
+    images = images.reshape(parts, -1, *images.shape[1:])
+    logits, stats = jax.vmap(apply)(images, random.split(dropout_key, parts))
+    # by the mean of their changes: what does not change, airbench's whitening, is not rounded
+    old = variables["batch_stats"]
+    stats = jax.tree.map(lambda old, new: old + (new - old[None]).mean(0), old, stats)
+    return logits.reshape(-1, logits.shape[-1]), stats
 
 
 def repeat(step, num_steps, size, frozen=()):

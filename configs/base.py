@@ -12,6 +12,9 @@ def get_config():
     c.seed = 0  # initial weights, order, augmentation, dropout: everything random follows from it
     c.epochs = 24  # passes over the training images; the schedule spans them
     c.batch_size = 128  # images a step, over all devices together
+    # parts of a batch of which each is normalised by its own statistics (steps.apply_in_parts); 1:
+    # BatchNorm over the whole batch, over all devices; as many as devices: each device its own
+    c.ghost_batches = 1
     c.drop_last = False  # leave out the last images of an epoch's order that fill no batch
     c.alternating_flip = False  # mirror every image in every other epoch (see steps.make_batches)
     # epochs after which to stop (0: run them all); the same command with more, or 0, goes on

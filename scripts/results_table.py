@@ -1,10 +1,10 @@
-"""Keep results/ and the README's tables in step: python scripts/results_table.py [--add DIR ...]
+"""Keep results/ and the pages' tables in step: python scripts/results_table.py [--add DIR ...]
 
 --add copies what a workdir holds: a run (result.json, config, every epoch) to
 results/runs/MODEL_seedN.json, a comparison to results/comparisons/MODEL.json. What speedrun.py,
 benchmark.py and many_seeds.py write lies in folders of results/ already. Without --add the tables
-between the README's marks are written again from those files; --check only says whether they are in
-step (exit code 1 if not).
+between the marks in README.md and docs/ are written again from those files; --check only says
+whether they are in step (exit code 1 if not).
 """
 
 import argparse
@@ -18,7 +18,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "tests")]
 RUNS, COMPARISONS = ROOT / "results" / "runs", ROOT / "results" / "comparisons"
 SPEEDRUNS, BENCHMARKS = ROOT / "results" / "speedrun", ROOT / "results" / "benchmarks"
 SEEDS = ROOT / "results" / "seeds"
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 # What the originals state or log (test accuracy in percent): final figure, epochs, points of the
 # curve by epoch.
@@ -299,19 +299,29 @@ def faults():
     path = ROOT / "results" / "soak.json"
     if path.exists():
         soak = json.loads(path.read_text())
+        memory = soak.get("memory")
         rows += [
             "",
             f"Killed {soak['survived']} times at random moments, {soak['runs']} runs ended bit for "
             "bit as the uninterrupted one ("
             + ", ".join(f"{count} x {what}" for what, count in soak["kills"].items())
-            + f"). Resident memory of a run of {soak['memory']['epochs']:,} epochs: "
-            f"{soak['memory']['settled']:.0f} MiB after a fifth of them, "
-            f"{soak['memory']['end']:.0f} MiB at the end. {provenance(soak)}.",
+            + f"). {provenance(soak)}.",
         ]
+        if memory:
+            rows += [
+                "",
+                f"Resident memory of a run of {memory['epochs']:,} epochs, a save each: "
+                f"{memory['settled']:.0f} MiB after a fifth of them, {memory['end']:.0f} MiB at "
+                "the end.",
+            ]
     path = ROOT / "results" / "fuzz.json"
     if path.exists():
         fuzz = json.loads(path.read_text())
-        inputs = ", ".join(f"{k} {v['inputs']:,}" for k, v in fuzz["readers"].items())
+        inputs = ", ".join(
+            f"{reader} {v['inputs']:,}"
+            + ("" if v["commit"] == fuzz["commit"] else f" (commit {v['commit'][:10]})")
+            for reader, v in fuzz["readers"].items()
+        )
         rows += [
             "",
             f"Mutated inputs by reader: {inputs}. Each gave right data or one sentence, within "
@@ -321,6 +331,17 @@ def faults():
     return "\n".join(rows)
 
 
+def scaling():
+    """The tables of docs/scaling.md."""
+    from scaling import markdown
+
+    path = ROOT / "results" / "scaling.json"
+    if not path.exists():
+        return NOT_YET
+    found = json.loads(path.read_text())
+    return f"{markdown(found)}\n\nCounted on {provenance(found)}."
+
+
 BLOCKS = {
     "results": results,
     "comparison": comparisons,
@@ -328,16 +349,18 @@ BLOCKS = {
     "speedrun": speedruns,
     "seeds": seeds,
     "faults": faults,
+    "scaling": scaling,
 }
 
 
-def with_tables(readme):
-    """README text with the block between each pair of marks made anew."""
+def with_tables(page):
+    """The text of a page with the block between each pair of marks made anew."""
     for name, make in BLOCKS.items():
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        before, rest = readme.split(begin)
-        readme = f"{before}{begin}\n{make()}\n{end}{rest.split(end)[1]}"
-    return readme
+        if begin in page:
+            before, rest = page.split(begin)
+            page = f"{before}{begin}\n{make()}\n{end}{rest.split(end)[1]}"
+    return page
 
 
 def main():
@@ -346,16 +369,17 @@ def main():
         "--add", nargs="+", default=[], metavar="DIR", help="workdirs to copy into results/"
     )
     parser.add_argument(
-        "--check", action="store_true", help="change nothing; exit 1 if README is out of step"
+        "--check", action="store_true", help="change nothing; exit 1 if a page is out of step"
     )
     args = parser.parse_args()
     for workdir in args.add:
         print(*add(workdir), sep="\n")
-    text = README.read_text()
-    new = with_tables(text)
+    texts = {page: page.read_text() for page in PAGES}
+    new = {page: with_tables(text) for page, text in texts.items()}
     if args.check:
-        sys.exit(text != new)
-    README.write_text(new)
+        sys.exit(texts != new)
+    for page, text in new.items():
+        page.write_text(text)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Checkpoints under faults: damaged ones are named and passed over, sound ones always found."""
 
+import gc
 import json
 import math
 import shutil
@@ -280,6 +281,19 @@ def test_a_save_waits_for_the_one_before(tmp_path):
             checkpoints.save(state_at(step), sums(), {"train_seconds": 1.5}, loss)
     assert sorted(int(p.name) for p in folder.iterdir()) == [2, 5, 6]
     assert latest(folder) == 6 and best(folder) == 2
+
+
+def test_saves_leave_nothing_in_memory(tmp_path):
+    """As TensorStore's metrics did, which Orbax asks for at every save (see checkpoint.py)."""
+    objects = {}
+    with Checkpoints(tmp_path / "c", PLACE) as checkpoints:
+        for step in range(1, 41):
+            checkpoints.save(state_at(step), sums(), {"train_seconds": 1.5}, 1 / step)
+            if step in (20, 40):
+                checkpoints.wait()
+                gc.collect()
+                objects[step] = len(gc.get_objects())
+    assert objects[40] - objects[20] < 20 * 10
 
 
 @pytest.mark.case(12)

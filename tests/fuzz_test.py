@@ -131,7 +131,9 @@ def watch(tmp_path_factory):
     if "FUZZ_RESULT" in os.environ:
         limits = {"seconds": SECONDS, "bytes": BOUND, "bytes_of_an_image": IMAGE_BOUND}
         before = workdir.read_json(os.environ["FUZZ_RESULT"]) or {}  # of the other readers
-        readers = {**before.get("readers", {}), **OUTCOMES}
+        commit = environment()["commit"]
+        now = {reader: {**outcome, "commit": commit} for reader, outcome in OUTCOMES.items()}
+        readers = {**before.get("readers", {}), **now}
         found = {"limits": limits, "readers": readers, **environment()}
         workdir.write_json(os.environ["FUZZ_RESULT"], found)
 

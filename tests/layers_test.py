@@ -34,6 +34,7 @@ LAYERS = [
 ONLY_IN = {
     "matplotlib": "report",
     "orbax": "checkpoint",
+    "tensorstore": "checkpoint",
     "torch": "torch_twin",
     "tensorflow_datasets": "data",
     "optuna": "search",

@@ -10,7 +10,15 @@ import torch
 from cifar_jax import InputError
 from cifar_jax.models import MODELS, cpu_conv, create_model, winograd
 from cifar_jax.models.airbench import whitening_kernel
-from cifar_jax.models.layers import BatchNorm, Conv, avg_pool, convolve, max_pool
+from cifar_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    avg_pool,
+    block_diagonal,
+    convolve,
+    max_pool,
+    plain_convolutions,
+)
 from cifar_jax.steps import init_state
 
 PARAMETERS = {
@@ -47,7 +55,7 @@ def variables_of(model, batch=2):
     )
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters_and_statistics(name):
     variables = variables_of(create_model(name, num_classes=10))
     assert count(variables["params"]) == PARAMETERS[name]
@@ -232,17 +240,25 @@ CONVOLUTIONS = [  # batch, size, channels, features, kernel, padding, dilation, 
 
 @pytest.mark.parametrize("shape", CONVOLUTIONS)
 def test_cpu_convolution_is_lax_conv_in_value_and_gradient(rng, shape, monkeypatch):
-    batch, size, channels, features, k, *settings = shape
+    batch, size, channels, features, k, padding, dilation, groups = shape
     monkeypatch.setattr(cpu_conv, "BUFFER_BYTES", 40_000)  # several pieces even at these sizes
     monkeypatch.setattr(winograd, "TILE_BYTES", 200_000)
     monkeypatch.setattr(winograd, "KERNEL_GRADIENT_BYTES", 0)
     with jax.enable_x64(True):
         x, kernel = (
             rng.normal(size=(batch, size, size, channels)),
-            rng.normal(size=(k, k, channels // settings[2], features)),
+            rng.normal(size=(k, k, channels // groups, features)),
         )
-        reference, vjp = jax.vjp(lambda x, w: convolve(x, w, *settings), x, kernel)
-        ours, our_vjp = jax.vjp(lambda x, w: cpu_conv.conv(x, w, *settings), x, kernel)
+
+        def plain(x, kernel):
+            with plain_convolutions():
+                return convolve(x, kernel, padding, dilation, groups)
+
+        def by_products(x, kernel):
+            return cpu_conv.conv(x, block_diagonal(kernel, groups), padding, dilation)
+
+        reference, vjp = jax.vjp(plain, x, kernel)
+        ours, our_vjp = jax.vjp(by_products, x, kernel)
         dy = rng.normal(size=ours.shape)
         np.testing.assert_allclose(ours, reference, atol=1e-12)
         for a, b in zip(our_vjp(dy), vjp(dy), strict=True):

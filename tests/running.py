@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -182,3 +183,14 @@ def wait_for(condition, process, seconds=120):
         assert time.monotonic() < end, "nothing happened in time"
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
+
+
+def copy_checkout(folder):
+    """The files of this checkout, tracked or not ignored, in a `folder`."""
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in names.splitlines():
+        if (ROOT / name).is_file() and not name.startswith("results/"):
+            copy = folder / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy)

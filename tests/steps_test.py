@@ -15,6 +15,7 @@ from cifar_jax.models import create_model
 from cifar_jax.optim import Schedules, constant, make_lookahead, make_optimizer
 from cifar_jax.steps import (
     VIEWS,
+    apply_in_parts,
     init_state,
     make_batches,
     make_evaluate,
@@ -392,16 +393,32 @@ def test_the_batch_is_split_over_the_devices(dataset):
     assert {s.data.shape for s in whole.addressable_shards} == {(33, 4)}
 
 
+def test_ghost_batches_have_statistics_of_their_own(rng):
+    """Logits and statistics are those of each part alone; a batch that does not divide is whole."""
+    model, _, _, state = setup()
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    images = jnp.asarray(rng.normal(size=(12, 32, 32, 3)), jnp.float32)
+    key = jax.random.key(0)
+    logits, stats = apply_in_parts(model, variables, images, key, parts=3)
+    alone = [apply_in_parts(model, variables, images[i : i + 4], key) for i in (0, 4, 8)]
+    np.testing.assert_allclose(logits, np.concatenate([a[0] for a in alone]), atol=1e-5)
+    mean = jax.tree.map(lambda *x: np.mean(x, 0), *(a[1] for a in alone))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), stats, mean)
+    whole, _ = apply_in_parts(model, variables, images, key)
+    assert np.abs(whole - logits).max() > 1e-3
+    undivided, _ = apply_in_parts(model, variables, images, key, parts=5)
+    np.testing.assert_array_equal(undivided, whole)
+
+
 @pytest.mark.case(23)
 def test_undivided_batches_are_refused():
-    mesh = sharding.make_mesh()
-    sharding.check_batch_size(512, mesh)
+    sharding.check_batch_size(512, 8, "devices")
     with pytest.raises(
         ValueError, match="batch_size 100 does not divide over 8 devices; .*: 96 and 104"
     ):
-        sharding.check_batch_size(100, mesh)
+        sharding.check_batch_size(100, 8, "devices")
     with pytest.raises(ValueError, match="sizes that do: 8$"):
-        sharding.check_batch_size(3, mesh)
+        sharding.check_batch_size(3, 8, "devices")
 
 
 def test_a_step_moves_nothing_between_host_and_device(dataset):

@@ -24,7 +24,7 @@ from cifar_jax import data, optim, torch_twin, weights
 from cifar_jax.augment import make_augment
 from cifar_jax.data import Dataset
 from cifar_jax.metrics import per_example_loss
-from cifar_jax.models import MODELS, airbench, create_model, resnet, vgg
+from cifar_jax.models import airbench, create_model, resnet, vgg
 from cifar_jax.optim import make_lookahead, make_optimizer, make_schedules
 from cifar_jax.steps import TrainState, count_steps, make_batches, make_train_step
 
@@ -300,7 +300,7 @@ RUNGS = {  # in float64
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", torch_twin.TWINS)
 def test_twins_have_the_same_tensors(name):
     twin = torch_twin.create_twin(name)
     model = create_model(name, num_classes=10)
@@ -319,7 +319,10 @@ def test_twins_have_the_same_tensors(name):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[pytest.mark.long] * (n in ("mixture", "dilated"))) for n in MODELS],
+    [
+        pytest.param(name, marks=[pytest.mark.long] * (name in ("mixture", "dilated")))
+        for name in torch_twin.TWINS
+    ],
 )
 def test_float32(name):
     """Ours in float32, as trained; in training mode against PyTorch in float64.
@@ -334,7 +337,7 @@ def test_float32(name):
     check_recipe(pair, 1e-3, 1e-3, together=True)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", torch_twin.TWINS)
 def test_float64(name):
     pair = Pair(name, "float64", whole=True)
     for rung in RUNGS.values():

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cifar_jax import InputError, weights
-from cifar_jax.models import MODELS, create_model
+from cifar_jax import InputError, torch_twin, weights
+from cifar_jax.models import create_model
 
 
 def filled(name, rng, **fields):
@@ -19,7 +19,7 @@ def filled(name, rng, **fields):
     return model, {"batch_stats": {}, **values}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", torch_twin.TWINS)
 def test_there_and_back_unchanged(name, rng):
     model, variables = filled(name, rng)
     state_dict = weights.to_state_dict(name, model, variables)

@@ -22,25 +22,14 @@ BUFFER_BYTES = (
 FEWEST = 16  # channels on both sides from which Winograd's transforms pay
 
 
-def conv(x, kernel, padding, dilation=1, groups=1):
-    """Stride-1 convolution: x [B, H, W, C], kernel [k, k, C / groups, O] -> [B, H', W', O]; zeros
-    outside the image."""
-    if groups > 1:
-        kernel = _block_diagonal(kernel, groups)
+def conv(x, kernel, padding, dilation=1):
+    """Stride-1 convolution: x [B, H, W, C], kernel [k, k, C, O] -> [B, H', W', O]; zeros outside
+    the image."""
     if kernel.shape[0] == 1 and not padding:
         return x @ kernel[0, 0]
     if dilation > 1:
         return _dilated(x, kernel, padding, dilation)
     return _conv(x, kernel, padding)
-
-
-def _block_diagonal(kernel, groups):
-    """A grouped kernel as one of all channels; the zeros cost less than small products do."""
-    k, _, channels, features = kernel.shape
-    blocks = kernel.reshape(k, k, channels, groups, features // groups)
-    eye = jnp.eye(groups, dtype=kernel.dtype)
-    full = jnp.einsum("ijcgf,hg->ijhcgf", blocks, eye)
-    return full.reshape(k, k, groups * channels, features)
 
 
 def _dilated(x, kernel, padding, dilation):
