@@ -109,7 +109,8 @@ def test_replicas_of_one_workdir_are_runs(make_run, tmp_path):
     (many / "result.json").unlink()
     for i, accuracy in enumerate([90.6, 91.5, 91.2]):
         replica = {"seed": i, "fields": {"seed": i, "optim.name": "sgd"}, "status": "done"}
-        result.setdefault("replicas", []).append({**replica, "test": {"accuracy": accuracy}})
+        test = {**result["test"], "accuracy": accuracy}
+        result.setdefault("replicas", []).append({**replica, "test": test})
         lines = map(json.loads, (many / "metrics.jsonl").read_text().splitlines())
         records += [{**line, "replica": i} for line in lines]
     (many / "seeds.json").write_text(json.dumps(result))
