@@ -80,17 +80,22 @@ def draw_curves(records, learning_rate, steps_per_epoch, eval_name="test"):
     return figure
 
 
-def draw_lr_find(lr, loss, smoothed, suggestion):
-    """Loss against the learning rate of a range test, the suggestion marked."""
+def draw_lr_find(lr, loss, smoothed, suggestions, range):
+    """Loss against the learning rate of a range test, the suggestions {name: rate} marked."""
     figure = _figure(7, 4)
     axes = figure.subplots()
     axes.plot(lr, loss, color=TRAIN_COLOR, alpha=0.3, label="each step")
     axes.plot(lr, smoothed, color=TRAIN_COLOR, label="smoothed")
-    if suggestion:
-        label = f"suggestion {suggestion:.3g}"
-        axes.axvline(suggestion, color=EVAL_COLOR, linestyle="--", label=label)
+    for (name, rate), color, dash in zip(
+        suggestions.items(), (EVAL_COLOR, ACCENT), ("--", ":"), strict=True
+    ):
+        if rate is not None:
+            place = np.searchsorted(lr, rate)
+            axes.axvline(rate, color=color, linestyle=dash, label=f"{name} {rate:.3g}")
+            axes.plot(rate, smoothed[place], "o", color=color, markersize=5)
     top = 1.5 * max(smoothed[: max(1, len(smoothed) // 2)], default=1.0)
-    axes.set(xscale="log", xlabel="learning rate", ylabel="cross-entropy (nats)", ylim=(0, top))
+    scale = "log" if range == "exponential" else "linear"
+    axes.set(xscale=scale, xlabel="learning rate", ylabel="cross-entropy (nats)", ylim=(0, top))
     axes.set_title("Learning-rate range test")
     axes.legend()
     return figure
@@ -226,15 +231,19 @@ def draw_samples(samples, class_names):
     }
 
 
+def render(figures):
+    """{name: PNG bytes} of {name: figure}."""
+    return {name: _png(figure) for name, figure in figures.items()}
+
+
 def save(figures, folder):
     """Write {name: figure} as folder/NAME.png; returns {name: PNG bytes}."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = {}
-    for name, figure in figures.items():
-        pictures[name] = _png(figure)
+    pictures = render(figures)
+    for name, picture in pictures.items():
         part = folder / f".{name}.png.part"
-        part.write_bytes(pictures[name])
+        part.write_bytes(picture)
         part.replace(folder / f"{name}.png")
     return pictures
 
@@ -260,7 +269,7 @@ def write_report(
     `result` and `records` as in result.json and metrics.jsonl; confusion [C, C], logits [N, C],
     images uint8 [N, H, W, 3] and labels [N] of the test split at the best checkpoint; samples as
     draw_samples takes them; learning_rate [steps]; config a nested dict; filters [H, W, 3, F] of
-    the first convolution.
+    the first convolution. Returns {name: PNG bytes}.
     """
     folder = pathlib.Path(folder)
     steps_per_epoch = result["steps"] / result["epochs"] if result["epochs"] else 1
@@ -273,7 +282,7 @@ def write_report(
     }
     if records:
         figures["curves"] = draw_curves(records, learning_rate, steps_per_epoch, eval_name)
-    save(figures, folder)
+    pictures = save(figures, folder)
     part = folder / ".predictions.npz.part"
     with open(part, "wb") as file:
         np.savez(file, logits=np.asarray(logits, np.float32), labels=np.asarray(labels, np.int32))
@@ -292,6 +301,7 @@ def write_report(
         config=config,
         filters=filters,
     )
+    return pictures
 
 
 def draw_losses(runs):
