@@ -85,7 +85,8 @@ def print_summary(config, workdir=None):
 
 
 def show_data(config, workdir):
-    """Print the counts by class; write workdir/data/{counts,samples,augmented}.png."""
+    """Print the counts by class, the image size and the pixels' mean and standard deviation; write
+    workdir/data/{counts,samples,augmented}.png."""
     folder = writable(workdir) / "data"
     class_names, image_shape = describe_data(config)
     augment, _ = make_augments(config, image_shape)
@@ -94,11 +95,15 @@ def show_data(config, workdir):
         name: np.bincount(split.labels, minlength=len(class_names))
         for name, split in splits.items()
     }
-    width = max(map(len, class_names))
+    width = max(5, *map(len, class_names))
     print(f"{'class':<{width}}" + "".join(f"{name:>12}" for name in counts))
     for i, class_name in enumerate(class_names):
         print(f"{class_name:<{width}}" + "".join(f"{values[i]:>12,}" for values in counts.values()))
     print(f"{'total':<{width}}" + "".join(f"{values.sum():>12,}" for values in counts.values()))
+    height, side = image_shape[:2]
+    mean, std = _pixel_statistics(splits["train"].images)
+    print(f"images of {side} x {height}; the training pixels' own normalisation:")
+    print(f"--config.augment.normalize.mean={mean} --config.augment.normalize.std={std}")
     samples = sample_images(
         splits["train"], augment, config.augment.normalize, class_names, config.seed
     )
@@ -108,3 +113,13 @@ def show_data(config, workdir):
     }
     report.save(figures, folder)
     print(f"pictures in {folder}")
+
+
+def _pixel_statistics(images):
+    """(mean, standard deviation) by channel of all pixels / 255, as flags take them."""
+    parts = range(0, len(images), 1000)  # whole, they would take eight times as much memory
+    sums = sum((images[i : i + 1000] / 255.0).sum((0, 1, 2)) for i in parts)
+    squares = sum(((images[i : i + 1000] / 255.0) ** 2).sum((0, 1, 2)) for i in parts)
+    n = images[..., 0].size
+    std = np.sqrt(np.maximum(squares / n - (sums / n) ** 2, 0))
+    return tuple(",".join(f"{v:.4f}" for v in values) for values in (sums / n, std))

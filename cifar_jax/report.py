@@ -203,7 +203,7 @@ def draw_grid(grid, row_names, title, column_names=None, scale=0.62):
 
 def draw_counts(counts, class_names):
     """Images of each class in each split: counts {split: [C]}."""
-    figure = _figure(8, 3.2)
+    figure = _figure(max(8, 0.16 * len(class_names)), 3.2)
     axes = figure.subplots()
     width = 0.8 / len(counts)
     for k, (split, values) in enumerate(counts.items()):
@@ -211,7 +211,8 @@ def draw_counts(counts, class_names):
         bars = axes.bar(
             places, values, width * 0.92, label=split, color=(TRAIN_COLOR, EVAL_COLOR, ACCENT)[k]
         )
-        axes.bar_label(bars, fontsize=7, padding=1, fmt="%d")
+        if len(class_names) <= MANY:
+            axes.bar_label(bars, fontsize=7, padding=1, fmt="%d")
     _name_classes(axes, class_names)
     axes.set(ylabel="images", title="Images by class")
     axes.grid(axis="x", visible=False)
@@ -223,8 +224,11 @@ def draw_samples(samples, class_names):
     """{name: figure} of the sample grid (a row a class) and the augmented (original first)."""
     augmented = samples["augmented"]
     columns = ["original", *[""] * (augmented.shape[1] - 1)]
+    few = f", the first {MANY} of {len(class_names)} classes" if len(class_names) > MANY else ""
     return {
-        "samples": draw_grid(samples["by_class"][:MANY], class_names[:MANY], "Training images"),
+        "samples": draw_grid(
+            samples["by_class"][:MANY], class_names[:MANY], f"Training images{few}"
+        ),
         "augmented": draw_grid(
             augmented, samples["augmented_names"], "Training images under the augmentation", columns
         ),
