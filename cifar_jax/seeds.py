@@ -27,9 +27,9 @@ from cifar_jax.steps import repeat
 from cifar_jax.train import Interruption, Run, all_finite, figures, figures_of, per_class
 
 STRATEGIES = ("sequence", "map", "vmap")
-# By backend, as measured (results/seeds/): vmap makes grouped convolutions, and in a loop XLA's CPU
-# convolutions are slow.
-FASTEST = {"cpu": "sequence"}
+# By backend. On one CPU device sequence and map took the same CPU time within what such a
+# measurement tells and vmap more (results/seeds/); sequence is bit for bit the run by itself.
+AUTO = {"cpu": "sequence"}
 UNMEASURED = "map"  # elsewhere; convolutions under vmap: https://github.com/jax-ml/jax/issues/26568
 VARIED = ("lr", "weight_decay")
 
@@ -223,7 +223,7 @@ class Replicas(Run):
     def __init__(self, exp, path, checkpoints, replicas, test):
         self.replicas, self.test, self.evaluations = replicas, test, {}
         backend, strategy = jax.default_backend(), exp.config.replicas.strategy
-        self.strategy = FASTEST.get(backend, UNMEASURED) if strategy == "auto" else strategy
+        self.strategy = AUTO.get(backend, UNMEASURED) if strategy == "auto" else strategy
         self.mesh = exp.placement.mesh
         n, size = len(replicas), self.mesh.size
         self.alone = self.strategy == "sequence" and size == 1

@@ -82,7 +82,7 @@ def get_config():
     c.replicas.lr = ()
     c.replicas.weight_decay = ()
     # auto | sequence: one after the other, step by step | map: one after the other in one compiled
-    # loop | vmap: all in one computation; auto is what was fastest on this kind of device
+    # loop | vmap: all in one computation; auto is sequence on CPU, else map (see seeds.py)
     c.replicas.strategy = "auto"
 
     c.search = ConfigDict()  # --mode=search, each proposal trained from c.seeds seeds

@@ -267,7 +267,13 @@ def seeds():
             f"| {r['times_faster']:.2f} ({r['less_cpu']:.2f} by CPU s) | {rates} "
             f"| {r['same_figures']} of {r['settings']['seeds']} |"
         )
-    lines += ["", "A process each from its start to its end, with evaluation on all test images."]
+    lines += [
+        "",
+        "Each is a process from its start to its end, with an evaluation on all test images; the "
+        "machine did other work as well, which CPU seconds leave out. The network has hardly begun "
+        "to learn.",
+        "",
+    ]
     for r in found:
         rates = ", ".join(
             f"{name} {s['images_per_second']:,.0f} images/s ({s['cpu_seconds']:,.0f} CPU s in all)"
