@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from flax import struct
 
-from cifar_jax import InputError, meant
+from cifar_jax import InputError, meant, one_line
 from cifar_jax.images import files_of, read_image
 
 SPLITS = ("train", "test")
@@ -580,7 +580,7 @@ def _describe_prepared(folder):
             features = json.loads(file.read(2**20))["featuresDict"]["features"]
         shape = [int(n) for n in features["image"]["image"]["shape"]["dimensions"]]
         classes = int(features["label"]["classLabel"]["numClasses"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
         raise InputError(
             f"{folder} is not an image-classification set of TFDS with 'image' and 'label': "
             f"features.json: {type(error).__name__} {error}"
@@ -591,7 +591,8 @@ def _describe_prepared(folder):
     place = folder / "label.labels.txt"
     if place.is_file():
         with open(place, encoding="utf8", errors="replace") as file:
-            names = tuple(line.strip() for line in file.read(2**22).split("\n") if line.strip())
+            lines = file.read(2**22).split("\n")
+        names = tuple(one_line(line, 200) for line in lines if line.strip())
     if len(names) != classes or len(names) < 2:
         raise InputError(f"{folder} has {classes} classes and {len(names)} names of classes")
     return Description(names, (shape[0], shape[1], 3))

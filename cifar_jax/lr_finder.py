@@ -76,7 +76,8 @@ def find_learning_rate(config, workdir):
     files.write_json(path / "lr_find.json", found)
     report.save({"lr_find": report.draw_lr_find(**found)}, path)
     told = [f"{name} {rate:.3g}" for name, rate in suggestions.items() if rate is not None]
-    print(f"suggested learning rates: {', '.join(told) or 'none, too few steps'}")
+    few = f"none, {len(rates)} steps are too few"
+    print(f"suggested learning rates: {', '.join(told) or few}")
     return found
 
 

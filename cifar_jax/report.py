@@ -136,7 +136,7 @@ def _log_axis(axes, which, name, limits):
 def draw_per_class(per_class):
     """A bar for each class with its accuracy in percent; the dashed line is their mean."""
     names, values = list(per_class), list(per_class.values())
-    figure = _figure(max(8, 0.16 * len(names)), 3.4)
+    figure = _figure(_class_width(names), 3.4)
     axes = figure.subplots()
     bars = axes.bar(names, values, color=TRAIN_COLOR, width=0.72)
     if len(names) <= MANY:
@@ -172,7 +172,7 @@ def draw_confusion(confusion, class_names):
                 fontweight="bold" if i == j else "normal",
             )
     _name_classes(axes, class_names)
-    axes.set_yticks(range(len(class_names)), class_names, fontsize=None if few else 5)
+    axes.set_yticks(range(len(class_names)), _plain(class_names), fontsize=None if few else 5)
     axes.set(xlabel="predicted class", ylabel="true class", title="Confusion matrix, test images")
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
@@ -182,7 +182,7 @@ def draw_confusion(confusion, class_names):
 
 def draw_mistakes(images, labels, logits, class_names, rows=4, columns=6):
     """The images of whose wrong class the model was most certain, with both names."""
-    probabilities = metrics.softmax(logits)
+    probabilities, class_names = metrics.softmax(logits), _plain(class_names)
     found = page.surest_mistakes(labels, logits, probabilities)
     rows = min(rows, max(1, -(-len(found) // columns)))
     figure = _figure(10, 0.5 + 2.05 * rows)
@@ -220,7 +220,7 @@ def draw_grid(grid, row_names, title, column_names=None, scale=0.62):
     figure = _figure(1.6 + scale * columns, 0.7 + scale * rows)
     axes = figure.subplots()
     axes.imshow(canvas, interpolation="nearest")
-    axes.set_yticks([i * (height + gap) + height / 2 for i in range(rows)], row_names)
+    axes.set_yticks([i * (height + gap) + height / 2 for i in range(rows)], _plain(row_names))
     if column_names:
         axes.xaxis.tick_top()
         axes.set_xticks([j * (width + gap) + width / 2 for j in range(columns)], column_names)
@@ -235,7 +235,7 @@ def draw_grid(grid, row_names, title, column_names=None, scale=0.62):
 
 def draw_counts(counts, class_names):
     """Images of each class in each split: counts {split: [C]}."""
-    figure = _figure(max(8, 0.16 * len(class_names)), 3.2)
+    figure = _figure(_class_width(class_names), 3.2)
     axes = figure.subplots()
     width = 0.8 / len(counts)
     for k, (split, values) in enumerate(counts.items()):
@@ -472,7 +472,17 @@ def _name_classes(axes, names):
         turned = {"rotation": 90, "fontsize": 5}
     elif max(map(len, names)) > 3:
         turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
-    axes.set_xticks(range(len(names)), names, **turned)
+    axes.set_xticks(range(len(names)), _plain(names), **turned)
+
+
+def _class_width(names):
+    """Inches for a place a class; at most what a PNG's side can be."""
+    return min(max(8, 0.16 * len(names)), 500)
+
+
+def _plain(names):
+    """Class names as matplotlib shows them letter by letter: $ would begin a formula."""
+    return [name.replace("$", r"\$") for name in names]
 
 
 def _number(value):

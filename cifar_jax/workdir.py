@@ -197,7 +197,7 @@ def check_config(path, config, free_fields, mode="train"):
 def data_of(path):
     """(class names, image shape) of the data that the run in `path` was made from; None where it
     does not say. InputError if what it says is no such thing."""
-    kept = (read_json(path / "config.json") or {}).get("data")
+    kept = _kept_data(path)
     if kept is None:
         return None
     names, shape = (
@@ -215,10 +215,18 @@ def data_of(path):
     return tuple(names), tuple(shape)
 
 
+def _kept_data(path):
+    """config.json's 'data', None without."""
+    kept = read_json(path / "config.json")
+    if kept is not None and not isinstance(kept, dict):
+        raise InputError(f"{path / 'config.json'} is not the config of a run")
+    return kept and kept.get("data")
+
+
 def check_data(path, about):
     """Raise InputError if the run in `path` was made from data other than `about` (a dict)."""
-    before = (read_json(path / "config.json") or {}).get("data") or {}
-    for key, now in _finite(about).items():
+    before = _kept_data(path)
+    for key, now in _finite(about).items() if before is not None else ():
         then = before.get(key, now) if isinstance(before, dict) else None
         if then != now:
             raise InputError(

@@ -638,6 +638,34 @@ def test_tfds(watch, tmp_path, monkeypatch):
     np.testing.assert_array_equal(data._tfds(folder, data.CIFAR10, "test").images, images)
 
 
+def test_features_of_tfds(watch, tmp_path):
+    """features.json of a set named by its user, and the names of its classes."""
+    (tmp_path / "features.json").touch()
+    image = {"image": {"shape": {"dimensions": ["28", "28", "1"]}, "dtype": "uint8"}}
+    features = {"image": image, "label": {"classLabel": {"numClasses": "3"}}}
+    features = {"featuresDict": {"features": features}}
+    names = st.one_of(st.none(), mutated(b"a\nb\nc\n"))
+
+    def check(value):
+        content, labels = value
+        (tmp_path / "features.json").write_bytes(content)
+        (tmp_path / "label.labels.txt").unlink(missing_ok=True)
+        if labels is not None:
+            (tmp_path / "label.labels.txt").write_bytes(labels)
+        found = watch("features", lambda: data._describe_prepared(tmp_path), len(content))
+        if found is not None:
+            assert len(found.class_names) > 1 and all(n.isprintable() for n in found.class_names)
+            assert found.image_shape[2] == 3 and min(found.image_shape) >= 1
+
+    endless = json.dumps(features).replace('"28"', "Infinity").encode()
+    fuzz(
+        "features",
+        st.tuples(mutated_json(features) | mutated(json.dumps(features).encode()), names),
+        check,
+        {"traceback: an endless image": (endless, None)},
+    )
+
+
 # ------------------------------------------------------------------------------------------------
 # images
 
@@ -802,7 +830,9 @@ RESULT = {"status": "done", "test": {"accuracy": 87.5, "eval_loss": 0.4}, "epoch
 
 
 def test_files_of_a_run(watch, tmp_path):
-    files = {"config.json": {"config": CONFIG, "imported": None}, "result.json": RESULT}
+    about = {"class_names": ["a", "b"], "image_shape": [32, 32, 3], "sha256": {"train": "0"}}
+    config_json = {"config": CONFIG, "imported": None, "data": about}
+    files = {"config.json": config_json, "result.json": RESULT}
     names = st.sampled_from(list(files))
 
     @st.composite
@@ -826,7 +856,11 @@ def test_files_of_a_run(watch, tmp_path):
         finished = watch("files of a run", read, len(content))
         if finished is not None:
             assert f"{finished['test']['accuracy']:.2f}"
-        read = lambda: workdir.open_workdir(tmp_path, CONFIG, {})  # noqa: E731
+        found = watch("files of a run", lambda: workdir.data_of(tmp_path), len(content))
+        if found is not None:
+            names, shape = found
+            assert all(isinstance(n, str) for n in names) and len(np.empty(shape, np.uint8))
+        read = lambda: workdir.open_workdir(tmp_path, CONFIG, {}, about)  # noqa: E731
         if watch("files of a run", read, len(content)) and name == "config.json":
             now = json.loads(content, parse_constant=lambda text: None)
             assert fixed(now["config"]) == fixed(CONFIG)
