@@ -14,7 +14,7 @@ ACTIONS = {  # mode: the function, its module of cifar_jax imported only for tha
     "lr_find": "lr_finder:find_learning_rate",
     "predict": "predict:predict",
     "data": "overview:show_data",
-    "export": "exchange:export_weights",
+    "export": "exchange:export_best",
     "import": "exchange:import_weights",
     "compare": "compare:compare",
     "seeds": "seeds:train_seeds",
@@ -23,8 +23,10 @@ ACTIONS = {  # mode: the function, its module of cifar_jax imported only for tha
 CONFIG = config_flags.DEFINE_config_file("config", None, "the run: configs/NAME.py[:VARIANT]")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; holds all it writes")
 MODE = flags.DEFINE_enum("mode", "train", [*ACTIONS], "what to do; see README.md")
-IMAGES = flags.DEFINE_string("images", "", "predict: image files, joined by commas")
-FORMAT = flags.DEFINE_enum("format", "torch", ("torch", "safetensors"), "export: of the file")
+IMAGES = flags.DEFINE_string("images", "", "predict: files and folders, joined by commas")
+JSON = flags.DEFINE_bool("json", False, "predict: a JSON object a line")
+FORMATS = ("torch", "safetensors", "stablehlo")
+FORMAT = flags.DEFINE_enum("format", "torch", FORMATS, "export: of the file")
 WEIGHTS = flags.DEFINE_string("weights", "", "import: a .pt or .safetensors file")
 JOB = flags.DEFINE_string("distributed", "", "many processes: auto, or HOST:PORT,PROCESSES,INDEX")
 EXIT_CODES = {"done": 0, "stopped": 0, "diverged": 3, "interrupted": 75}
@@ -43,12 +45,10 @@ def parse(argv):
             raise ValueError("--distributed is for the modes train and evaluate")
         if rest[1:]:
             raise ValueError(f"unexpected argument {rest[1]!r}")
-    except (AttributeError, KeyError) as error:
-        named = str(error).replace("\\n", " ").replace("\\", "").strip("\"'")
-        refuse(f"the config has no such field: {named}")
     except Exception as error:  # what the parsers of values raise is not told
-        text = str(error).strip()  # a traceback is the config file's: its last line says why
-        refuse(text.splitlines()[-1] if "Traceback" in text else text)
+        from cifar_jax import usage
+
+        refuse(usage.explain(error))
     return rest
 
 
@@ -63,7 +63,7 @@ def main(_):
     from cifar_jax import InputError, compilation, sharding
 
     compilation.enable_cache()
-    more = {"predict": [IMAGES], "export": [FORMAT], "import": [WEIGHTS]}.get(MODE.value, [])
+    more = {"predict": [IMAGES, JSON], "export": [FORMAT], "import": [WEIGHTS]}.get(MODE.value, [])
     try:
         with sharding.job(JOB.value):
             action = pkgutil.resolve_name(f"cifar_jax.{ACTIONS[MODE.value]}")

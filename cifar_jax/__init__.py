@@ -1,5 +1,9 @@
 """CIFAR-10 convnets in JAX/Flax: five published PyTorch systems, re-implemented faithfully."""
 
+import difflib
+import itertools
+import pathlib
+
 
 class InputError(ValueError):
     """Bad input or usage: the message is one clear sentence; main.py prints it and exits with 2.
@@ -8,5 +12,25 @@ class InputError(ValueError):
     """
 
     def __init__(self, message):
-        line = " ".join(str(message).split())
-        super().__init__("".join(c if c.isprintable() else "?" for c in line[:2000]))
+        super().__init__(one_line(message))
+
+
+def one_line(text, most=2000):
+    """`text` as one line of printable characters, `most` at most."""
+    line = " ".join(str(text).split())
+    return "".join(c if c.isprintable() else "?" for c in line[:most])
+
+
+def meant(word, known):
+    """'; did you mean X?' where one of the names `known` is close to `word`, else ''."""
+    close = difflib.get_close_matches(str(word), map(str, known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def meant_file(path):
+    """As meant, of the names in the folder that should hold `path`."""
+    try:
+        beside = itertools.islice(pathlib.Path(path).parent.iterdir(), 10_000)
+        return meant(pathlib.Path(path).name, [place.name for place in beside])
+    except OSError:
+        return ""

@@ -37,8 +37,10 @@ def compare(config, workdir):
     if config.ghost_batches > 1:
         raise InputError("compare has no config.ghost_batches: PyTorch normalises whole batches")
     with files.only_writer(workdir) as path:
-        files.open_workdir(path, config.to_dict(), environment())
-        sides = Sides(make_experiment(config), twin)
+        files.check_workdir(path, config.to_dict())
+        exp = make_experiment(config)
+        files.open_workdir(path, config.to_dict(), environment(), exp.about_data)
+        sides = Sides(exp, twin)
         pairs = Pairs(sides)
         settings = {**config.compare.to_dict(), "steps_trained": pairs.steps}
         found = files.read_json(path / "comparison.json") or {}

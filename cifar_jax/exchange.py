@@ -1,19 +1,28 @@
-"""--mode=export and --mode=import: weights out to PyTorch's formats and in from them."""
+"""--mode=export and --mode=import: the network out as a program or as weights, and weights in."""
 
 import hashlib
 import pathlib
 
 import jax
 import numpy as np
+from jax import export
 from safetensors.numpy import load_file, save_file
 
-from cifar_jax import InputError, weights
+from cifar_jax import InputError, data, meant_file, weights
 from cifar_jax import workdir as files
+from cifar_jax.augment import normalize
 from cifar_jax.checkpoint import Checkpoints
-from cifar_jax.experiment import environment, make_experiment, restore_best
+from cifar_jax.experiment import environment, make_augments, make_experiment, restore_best
 from cifar_jax.metrics import Metrics
+from cifar_jax.models.layers import plain_convolutions
+from cifar_jax.steps import make_predict
 
-SUFFIXES = {"torch": ".pt", "safetensors": ".safetensors"}
+SUFFIXES = {"torch": ".pt", "safetensors": ".safetensors", "stablehlo": ".stablehlo"}
+PLATFORMS = ("cpu", "cuda")  # that a program runs on
+CHECKED = 100  # test images that a file is tried on
+# how far its logits may be from the checkpoint's, as a share of the largest: convolutions are
+# computed in another form; PyTorch's side is in float32 whatever the dtype
+TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
 
 
 def load_torch_twin():
@@ -27,30 +36,119 @@ def load_torch_twin():
     return torch_twin
 
 
-def export_weights(config, workdir, format):
-    """Write the best checkpoint as a PyTorch state_dict, workdir/export/MODEL.{pt,safetensors}.
+def export_best(config, workdir, format):
+    """Write the best checkpoint to workdir/export/MODEL.pt, .safetensors or .stablehlo.
 
-    The file is read back and compared with the checkpoint before it gets its name. Returns its
-    path. The module that takes the state_dict is torch_twin.create_twin(**config.model).
+    The first two are a PyTorch state_dict, for torch_twin.create_twin(**config.model). The third is
+    a program that runs with JAX alone: uint8 images [B, H, W, 3], any B, -> logits
+    [B, num_classes], the normalisation in it, the views of config.eval.tta not. MODEL.json says
+    what all of them need beside them. The file is read back before it gets its name: its weights
+    must be the checkpoint's, its logits of CHECKED test images within TOLERANCE. Returns its path.
     """
-    path, model, state = restore_best(config, workdir)
-    name = config.model.name
-    variables = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
-    state_dict = weights.to_state_dict(name, model, variables, step=int(state.step))
-    folder = files.writable(path / "export")
-    target = folder / f"{name}{SUFFIXES[format]}"
+    trained = restore_best(config, workdir)
+    _, transform = make_augments(config, trained.image_shape)
+    predict = make_predict(trained.model, transform=transform)
+    images = data.load(config.data.name, config.data.dir, "test").images[:CHECKED]
+    expected = jax.jit(predict)(trained.state, trained.state.key, images)
+    folder = files.writable(trained.path / "export")
+    target = folder / f"{config.model.name}{SUFFIXES[format]}"
     part = folder / f".part-{target.name}"
-    if format == "torch":
-        load_torch_twin().save_file(part, state_dict)
-    else:
-        save_file(state_dict, part, metadata={"format": "pt", "model": name})
-    again = weights.from_state_dict(name, model, variables, read_weights(part))
-    same = jax.tree.map(np.array_equal, variables, again)
-    if not all(jax.tree.leaves(same)):
-        raise OSError(f"{part} does not hold what was written; nothing exported")
+    write, read = {
+        "torch": (_write_torch, _torch_logits),
+        "safetensors": (_write_safetensors, _flax_logits),
+        "stablehlo": (_write_program, _program_logits),
+    }[format]
+    write(part, config, trained)
+    found, expected = (np.asarray(x) for x in (read(part, config, trained, images), expected))
+    apart = float(np.abs(found - expected).max() / np.abs(expected).max())
+    if not apart <= TOLERANCE[config.model.dtype]:
+        raise OSError(f"{part} gives other logits ({apart:.1e} of the largest); nothing exported")
     part.replace(target)
-    print(f"{target}: {len(state_dict)} tensors, step {int(state.step)}")
+    step = int(trained.state.step)
+    about = {
+        "model": config.model.to_dict(),
+        "class_names": trained.class_names,
+        "image_shape": trained.image_shape,
+        "normalize": config.augment.normalize.to_dict(),
+        "step": step,
+        **environment(),
+    }
+    files.write_json(folder / f"{config.model.name}.json", about)
+    print(
+        f"{target}: {target.stat().st_size:,} bytes, step {step}; read back, its logits of "
+        f"{len(images)} test images are within {apart:.0e} of the checkpoint's"
+    )
     return target
+
+
+def _state_dict(config, trained):
+    """(Flax variables, PyTorch's state_dict), numpy."""
+    state = trained.state
+    variables = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
+    step = int(state.step)
+    return variables, weights.to_state_dict(config.model.name, trained.model, variables, step=step)
+
+
+def _write_torch(path, config, trained):
+    load_torch_twin().save_file(path, _state_dict(config, trained)[1])
+
+
+def _write_safetensors(path, config, trained):
+    metadata = {"format": "pt", "model": config.model.name}
+    save_file(_state_dict(config, trained)[1], path, metadata=metadata)
+
+
+def _write_program(path, config, trained):
+    state = jax.device_get(trained.state.replace(key=None))  # for one device, whatever is here
+    (batch,) = export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, *trained.image_shape), np.uint8)
+
+    def transform(key, images):  # as make_augments' normalize, but without its unused keys
+        return normalize(key, images.astype(np.float32), **config.augment.normalize)
+
+    predict = make_predict(trained.model, transform=transform)
+    with plain_convolutions():  # the form for a single CPU would be everyone's
+        program = export.export(jax.jit(lambda x: predict(state, None, x)), platforms=PLATFORMS)
+        path.write_bytes(program(images).serialize())
+
+
+def _flax_logits(path, config, trained, images):
+    """Of the weights in a file, which must be the checkpoint's, by the network here."""
+    variables, _ = _state_dict(config, trained)
+    name = config.model.name
+    again = weights.from_state_dict(name, trained.model, variables, read_weights(path))
+    if not all(jax.tree.leaves(jax.tree.map(np.array_equal, variables, again))):
+        raise OSError(f"{path} does not hold what was written; nothing exported")
+    _, transform = make_augments(config, trained.image_shape)
+    predict = jax.jit(make_predict(trained.model, transform=transform))
+    return predict(trained.state.replace(**again), trained.state.key, images)
+
+
+def _torch_logits(path, config, trained, images):
+    """Of the same by PyTorch."""
+    _flax_logits(path, config, trained, images[:1])
+    twin = load_torch_twin()
+    network = create_twin(config, trained.class_names, trained.image_shape)
+    twin.load_weights(network, read_weights(path))
+    _, transform = make_augments(config, trained.image_shape)
+    return twin.predict(network, np.asarray(transform(trained.state.key, images)))
+
+
+def _program_logits(path, config, trained, images):
+    """Of a program, in a batch and one by one."""
+    program = export.deserialize(bytearray(path.read_bytes()))
+    first = np.asarray(program.call(images[:1]))
+    return np.concatenate([first, np.asarray(program.call(images))[1:]])
+
+
+def create_twin(config, class_names, image_shape):
+    """The torch.nn module of the config's network; InputError where PyTorch's side has none."""
+    height, width = image_shape[:2]
+    if height != width:
+        raise InputError(f"PyTorch's networks take square images, not {width} x {height}")
+    return load_torch_twin().create_twin(
+        **config.model, num_classes=len(class_names), image_size=height
+    )
 
 
 def read_weights(path):
@@ -58,7 +156,7 @@ def read_weights(path):
     path = files.absolute(path)
     try:
         if not path.is_file():
-            raise InputError(f"{path} is not a file")
+            raise InputError(f"{path} is not a file{meant_file(path)}")
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     if path.suffix == SUFFIXES["safetensors"]:
@@ -100,7 +198,12 @@ def import_weights(config, workdir, source):
         # last: without it the folder is refused, so that no run starts over from random weights
         files.write_json(
             path / "config.json",
-            {"config": config.to_dict(), "imported": imported, **environment()},
+            {
+                "config": config.to_dict(),
+                "data": exp.about_data,
+                "imported": imported,
+                **environment(),
+            },
         )
         print(f"{path}: weights of {source}, accuracy {summary['accuracy']:.2f} %")
         return summary

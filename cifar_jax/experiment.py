@@ -12,6 +12,7 @@ import pathlib
 import platform
 import subprocess
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -29,6 +30,7 @@ from cifar_jax.models import create_model
 from cifar_jax.optim import Schedules, make_lookahead, make_optimizer, make_schedules
 from cifar_jax.steps import (
     VIEWS,
+    TrainState,
     count_steps,
     init_state,
     make_evaluate,
@@ -104,6 +106,15 @@ class Experiment:
         """Whether `step` steps make whole epochs or the whole run."""
         return step % self.steps_per_epoch == 0 or step == self.total_steps
 
+    @property
+    def about_data(self):
+        """What a run keeps of its data, to name classes without them and to know them again."""
+        return {
+            "class_names": self.class_names,
+            "image_shape": self.train.images.shape[1:],
+            **{key: self.provenance[key] for key in ("sizes", "sha256")},
+        }
+
     def images_at(self, step):
         """Images trained on in the first `step` steps, each as often as it came."""
         epochs, rest = divmod(step, self.steps_per_epoch)
@@ -145,6 +156,11 @@ def _section(name):
         raise InputError(f"config.{name} cannot be used: {str(error).splitlines()[0]}") from error
 
 
+def describe_data(config):
+    """The data.Description of the config's data, none of which is loaded."""
+    return data.describe(config.data.name, config.data.dir)
+
+
 def load_data(config):
     """{'train', 'validation' if one is held out, 'test': Dataset} on the host."""
     train, test = (
@@ -171,9 +187,12 @@ def make_experiment(config, total_steps=None, splits=None, class_names=None, sha
     if shard_batches:
         sharding.check_batch_size(config.batch_size, mesh.size, "devices")
     sharding.check_batch_size(config.batch_size, config.ghost_batches, "ghost batches")
-    class_names = class_names or data.CLASS_NAMES.get(config.data.name, ())
-    model = make_model(config, class_names)
-    augment, normalize = make_augments(config)
+    if not (splits and class_names):
+        about = describe_data(config)
+    class_names = class_names or about.class_names
+    image_shape = splits["train"].images.shape[1:] if splits else about.image_shape
+    model = make_model(config, class_names, image_shape)
+    augment, normalize = make_augments(config, image_shape)
     splits = splits or load_data(config)
     n = len(splits["train"])
     if config.batch_size > n:
@@ -243,33 +262,46 @@ def make_experiment(config, total_steps=None, splits=None, class_names=None, sha
     )
 
 
-def restore_best(config, workdir, image_shape=(32, 32, 3)):
-    """(workdir's path, flax module, TrainState of the best checkpoint without optimizer).
+class Trained(NamedTuple):
+    """The best checkpoint of a run, with all that it takes to use it."""
 
-    Needs no data. Raises InputError if there is no such run or it has another config.
+    path: pathlib.Path  # of the workdir
+    model: nn.Module
+    state: TrainState  # without optimizer
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+
+
+def restore_best(config, workdir):
+    """The Trained of the run in `workdir`.
+
+    Needs no data: the run keeps what they were. Raises InputError if there is no such run or it has
+    another config.
     """
     path = files.existing(workdir)
     files.check_config(path, config.to_dict(), files.LOOKING_FIELDS)
-    model = make_model(config, data.CLASS_NAMES.get(config.data.name, ()), image_shape)
+    class_names, image_shape = files.data_of(path) or describe_data(config)
+    model = make_model(config, class_names, image_shape)
     state = init_state(jax.random.key(0), model, optax.identity(), image_shape)
     whole = sharding.replicated(sharding.make_mesh())
     with Checkpoints(path / "checkpoints", whole, read_only=True) as checkpoints:
-        return path, model, checkpoints.restore_best(state)
+        return Trained(path, model, checkpoints.restore_best(state), class_names, image_shape)
 
 
 def sample_images(train, augment, normalization, class_names, seed, columns=10):
     """What report.draw_samples draws, uint8: images by class, and a few under the augmentation.
 
-    by_class [C, columns, H, W, 3]; augmented [8, columns, H, W, 3], the original first;
-    augmented_names [8]. `normalization` (mean, std) is undone for the eye.
+    by_class [C, columns, H, W, 3], white where a class has fewer images; augmented
+    [8, columns, H, W, 3], the original first; augmented_names [8]. `normalization` (mean, std) is
+    undone for the eye.
     """
     images, labels = np.asarray(train.images), np.asarray(train.labels)
     rng = np.random.default_rng(seed)
-    rows = [
-        rng.choice(np.flatnonzero(labels == c), columns, replace=(labels == c).sum() < columns)
-        for c in range(len(class_names))
-    ]
-    by_class = np.stack([images[row] for row in rows])
+    by_class = np.full((len(class_names), columns, *images.shape[1:]), 255, np.uint8)
+    for row, c in zip(by_class, range(len(class_names)), strict=True):
+        found = np.flatnonzero(labels == c)
+        chosen = rng.choice(found, min(columns, len(found)), replace=False)
+        row[: len(chosen)] = images[chosen]
     originals = by_class[:8, 0]
     keys = jax.random.split(jax.random.key(seed), columns - 1)
     versions = np.stack([np.asarray(jax.jit(augment)(key, originals)) for key in keys], 1)

@@ -3,29 +3,42 @@
 import jax
 import numpy as np
 
-from cifar_jax import report
+from cifar_jax import InputError, meant, report
 from cifar_jax import workdir as files
 from cifar_jax.experiment import make_experiment
 from cifar_jax.metrics import Metrics
 from cifar_jax.steps import repeat
 
+RAMPS = {"exponential": "exponential_ramp", "linear": "linear_ramp"}
 SMOOTHING = 0.9  # share of the old value in the running mean of the loss
 SKIP_START, SKIP_END = 10, 5  # steps
 DIVERGED = 4.0  # times the best smoothed loss: there the test ends
 
 
 def find_learning_rate(config, workdir):
-    """Train a fresh state for config.lr_find.steps steps at an exponentially growing rate.
+    """Train a fresh state for config.lr_find.steps steps at a growing rate.
 
-    Writes lr_find.json and lr_find.png in `workdir`, touches nothing else, and returns the JSON:
-    lr and loss of each step (nats an image), smoothed, and the suggestion, the learning rate at
-    which the smoothed loss falls fastest.
+    Writes lr_find.json and lr_find.png in `workdir`, touches nothing else (a run may lie there),
+    and returns the JSON: range; lr and loss of each step (nats an image); smoothed, the running
+    mean of the loss; and the suggestions, see `steepest` and `valley`. It ends where the loss has
+    diverged. Raises InputError for a range that is none.
     """
     path = files.writable(workdir)
     test = config.lr_find
+    if test.range not in RAMPS:
+        raise InputError(
+            f"unknown lr_find.range {test.range!r}; choose exponential or linear"
+            + meant(test.range, RAMPS)
+        )
+    if not 0 < test.start_lr < test.end_lr or test.steps < 1:
+        raise InputError(
+            "config.lr_find needs 0 < start_lr < end_lr and at least one step, not "
+            f"{test.start_lr:g}, {test.end_lr:g} and {test.steps}"
+        )
+    config = config.copy_and_resolve_references()
     with config.unlocked():
         config.schedule = {
-            "name": "exponential_ramp",
+            "name": RAMPS[test.range],
             "start_lr": test.start_lr,
             "peak_lr": test.end_lr,
         }
@@ -34,9 +47,8 @@ def find_learning_rate(config, workdir):
     zeros = jax.device_put(Metrics.zeros(len(exp.class_names)), exp.placement)
     programs, rates, losses = {}, [], []
     smoothed = [0.0]
-    n, batch = exp.train.images.shape[0], config.batch_size
     for i in range(test.steps):
-        size = min(batch, n - i % exp.steps_per_epoch * batch)
+        size = exp.images_at(i + 1) - exp.images_at(i)
         if size not in programs:
             programs[size] = jax.jit(repeat(exp.step, 1, size), donate_argnums=0)
         state, metrics = programs[size](state, zeros, exp.train)
@@ -50,27 +62,45 @@ def find_learning_rate(config, workdir):
         if smoothed[-1] > DIVERGED * min(smoothed[1:]):
             break
     smoothed = smoothed[1:]
+    suggestions = {
+        "steepest": steepest(rates, smoothed, np.log if test.range == "exponential" else np.array),
+        "valley": valley(rates, smoothed),
+    }
     found = {
+        "range": test.range,
         "lr": rates,
         "loss": losses,
         "smoothed": smoothed,
-        "suggestion": steepest(rates, smoothed),
+        "suggestions": suggestions,
     }
     files.write_json(path / "lr_find.json", found)
     report.save({"lr_find": report.draw_lr_find(**found)}, path)
-    suggestion = found["suggestion"]
-    told = "none, too few steps" if suggestion is None else f"{suggestion:.3g} (steepest fall)"
-    print(f"suggested learning rate: {told}")
+    told = [f"{name} {rate:.3g}" for name, rate in suggestions.items() if rate is not None]
+    print(f"suggested learning rates: {', '.join(told) or 'none, too few steps'}")
     return found
 
 
-def steepest(rates, smoothed):
-    """The learning rate at which `smoothed` falls fastest against log(lr); None of too few steps.
+def steepest(rates, smoothed, scale=np.log):
+    """The learning rate at which `smoothed` falls fastest against scale(lr); None of too few steps.
 
     The first SKIP_START steps, where the running mean has no memory yet, and the last SKIP_END,
     where the loss already rises, do not count.
     """
     if len(rates) < SKIP_START + SKIP_END + 2:
         return None
-    slope = np.gradient(np.asarray(smoothed), np.log(np.asarray(rates)))
+    slope = np.gradient(np.asarray(smoothed), scale(np.asarray(rates)))
     return float(rates[SKIP_START + int(np.argmin(slope[SKIP_START:-SKIP_END]))])
+
+
+def valley(rates, smoothed):
+    """The learning rate in the middle of the valley side: of the longest falling subsequence of
+    `smoothed`, whose steps need not be neighbours, the half of its length before its end (as
+    fastai's suggestion of that name). The same steps as in `steepest` do not count."""
+    if len(rates) < SKIP_START + SKIP_END + 2:
+        return None
+    losses = np.asarray(smoothed)[SKIP_START:-SKIP_END]
+    length = np.ones(len(losses), int)  # of the longest that ends at each step
+    for i in range(1, len(losses)):
+        length[i] += max(length[:i][losses[:i] > losses[i]], default=0)
+    end = int(np.argmax(length))
+    return float(rates[SKIP_START + end - int(length[end]) // 2])

@@ -1,65 +1,67 @@
 """--mode=predict: what the best checkpoint sees in image files."""
 
-import pathlib
-import warnings
+import json
+import sys
 
 import jax
 import numpy as np
-from PIL import Image, ImageOps
 
-from cifar_jax import InputError, data
+from cifar_jax import InputError, one_line
 from cifar_jax.experiment import make_augments, restore_best
+from cifar_jax.images import files_of, read_image
+from cifar_jax.metrics import softmax
 from cifar_jax.steps import make_predict
 
-SIZE = 32
-# Pillow reads more; EPS, for one, by running Ghostscript on the file
-FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
-PIXELS = 2**26  # the most that is decoded: 4 to 12 bytes each
+TOP = 3
+BATCH = 32  # images in one call, the last filled up: one program for any number
 
 
-def predict(config, workdir, images):
-    """Print the top-3 classes with probabilities of each file in `images` (paths joined by commas).
+def predict(config, workdir, images, as_json=False):
+    """Print the TOP classes with probabilities of each file in `images`, a line a file.
 
-    FORMATS of up to PIXELS: scaled to 32 pixels on the shorter side, the middle cut out. Returns
-    [(path, [(class name, probability)])]. Raises InputError, at the end, naming the files that
-    could not be read.
+    `images`: paths joined by commas; of a folder all files in it and its folders, sorted. Whatever
+    images.read_image reads, scaled to the run's image size on the shorter side, the middle cut out.
+    With `as_json` a line is {"file", "top": [{"class", "probability"}]}, or {"file", "error"}.
+    Returns [(path, [(class name, probability)])]. A file that cannot be read is named on stderr and
+    passed over; InputError at the end says how many were.
     """
     if not images:
-        raise InputError("name image files with --images=a.png,b.jpg")
-    _, model, state = restore_best(config, workdir, (SIZE, SIZE, 3))
-    class_names = data.CLASS_NAMES.get(config.data.name, ())
-    _, normalize = make_augments(config)
-    logits_of = jax.jit(make_predict(model, transform=normalize))
-    found, unreadable = [], []
-    for name in images.split(","):
-        try:
-            pixels = read_image(name)
-        except InputError as error:
-            unreadable.append(str(error))
-            continue
-        logits = logits_of(state, state.key, pixels[None])
-        probabilities = np.asarray(jax.nn.softmax(logits))[0]
-        top = [(class_names[i], float(probabilities[i])) for i in np.argsort(-probabilities)[:3]]
-        found.append((name, top))
-        print(f"{name}: " + ", ".join(f"{label} {100 * p:.1f} %" for label, p in top))
-    if unreadable:
-        raise InputError("cannot read " + ", ".join(unreadable))
+        raise InputError("name image files or folders with --images=a.png,b.jpg,DIR")
+    trained = restore_best(config, workdir)
+    _, normalize = make_augments(config, trained.image_shape)
+    logits_of = jax.jit(make_predict(trained.model, transform=normalize))
+    paths = [path for name in images.split(",") for path in files_of(name)]
+    size = min(BATCH, len(paths))
+    room = np.zeros((size, *trained.image_shape), np.uint8)
+    found = []
+    for start in range(0, len(paths), size):
+        read = []
+        for path in paths[start : start + size]:
+            try:
+                room[len(read)] = read_image(path, trained.image_shape[:2])
+                read.append(path)
+            except InputError as error:
+                _tell_error(path, error, as_json)
+        rows = softmax(logits_of(trained.state, trained.state.key, room)) if read else ()
+        for path, row in zip(read, rows[: len(read)], strict=True):
+            best = np.argsort(-row, kind="stable")[:TOP]
+            found.append((path, [(trained.class_names[i], float(row[i])) for i in best]))
+            _tell(*found[-1], as_json)
+    if len(found) < len(paths):
+        raise InputError(f"{len(paths) - len(found)} of {len(paths)} files could not be read")
     return found
 
 
-def read_image(path):
-    """The file as uint8 [32, 32, 3]: shorter side scaled to 32, centre cut out; else InputError."""
-    try:
-        with (
-            warnings.catch_warnings(action="ignore"),  # Pillow's doubts about what it can read
-            Image.open(pathlib.Path(path).expanduser(), formats=FORMATS) as image,
-        ):
-            if image.width * image.height > PIXELS:
-                raise InputError(f"{path} (more than {PIXELS / 1e6:.0f} million pixels)")
-            rgb = image if image.mode == "RGB" else image.convert("RGB")
-            return np.asarray(ImageOps.fit(rgb, (SIZE, SIZE), Image.Resampling.BICUBIC))
-    except InputError:
-        raise
-    except Exception as error:  # Pillow's plugins raise what they like
-        reason = getattr(error, "strerror", None) or "not an image"
-        raise InputError(f"{path} ({reason})") from error
+def _tell(path, top, as_json):
+    if as_json:
+        shares = [{"class": name, "probability": share} for name, share in top]
+        print(json.dumps({"file": str(path), "top": shares}), flush=True)
+    else:
+        shares = ", ".join(f"{one_line(name)} {100 * share:.1f} %" for name, share in top)
+        print(f"{one_line(path)}: {shares}", flush=True)
+
+
+def _tell_error(path, error, as_json):
+    if as_json:
+        print(json.dumps({"file": str(path), "error": str(error)}), flush=True)
+    print(f"cannot read {error}", file=sys.stderr, flush=True)

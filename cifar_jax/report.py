@@ -80,17 +80,22 @@ def draw_curves(records, learning_rate, steps_per_epoch, eval_name="test"):
     return figure
 
 
-def draw_lr_find(lr, loss, smoothed, suggestion):
-    """Loss against the learning rate of a range test, the suggestion marked."""
+def draw_lr_find(lr, loss, smoothed, suggestions, range):
+    """Loss against the learning rate of a range test, the suggestions {name: rate} marked."""
     figure = _figure(7, 4)
     axes = figure.subplots()
     axes.plot(lr, loss, color=TRAIN_COLOR, alpha=0.3, label="each step")
     axes.plot(lr, smoothed, color=TRAIN_COLOR, label="smoothed")
-    if suggestion:
-        label = f"suggestion {suggestion:.3g}"
-        axes.axvline(suggestion, color=EVAL_COLOR, linestyle="--", label=label)
+    for (name, rate), color, dash in zip(
+        suggestions.items(), (EVAL_COLOR, ACCENT), ("--", ":"), strict=True
+    ):
+        if rate is not None:
+            place = np.searchsorted(lr, rate)
+            axes.axvline(rate, color=color, linestyle=dash, label=f"{name} {rate:.3g}")
+            axes.plot(rate, smoothed[place], "o", color=color, markersize=5)
     top = 1.5 * max(smoothed[: max(1, len(smoothed) // 2)], default=1.0)
-    axes.set(xscale="log", xlabel="learning rate", ylabel="cross-entropy (nats)", ylim=(0, top))
+    scale = "log" if range == "exponential" else "linear"
+    axes.set(xscale=scale, xlabel="learning rate", ylabel="cross-entropy (nats)", ylim=(0, top))
     axes.set_title("Learning-rate range test")
     axes.legend()
     return figure
@@ -230,7 +235,7 @@ def draw_grid(grid, row_names, title, column_names=None, scale=0.62):
 
 def draw_counts(counts, class_names):
     """Images of each class in each split: counts {split: [C]}."""
-    figure = _figure(8, 3.2)
+    figure = _figure(max(8, 0.16 * len(class_names)), 3.2)
     axes = figure.subplots()
     width = 0.8 / len(counts)
     for k, (split, values) in enumerate(counts.items()):
@@ -238,7 +243,8 @@ def draw_counts(counts, class_names):
         bars = axes.bar(
             places, values, width * 0.92, label=split, color=(TRAIN_COLOR, EVAL_COLOR, ACCENT)[k]
         )
-        axes.bar_label(bars, fontsize=7, padding=1, fmt="%d")
+        if len(class_names) <= MANY:
+            axes.bar_label(bars, fontsize=7, padding=1, fmt="%d")
     _name_classes(axes, class_names)
     axes.set(ylabel="images", title="Images by class")
     axes.grid(axis="x", visible=False)
@@ -250,23 +256,30 @@ def draw_samples(samples, class_names):
     """{name: figure} of the sample grid (a row a class) and the augmented (original first)."""
     augmented = samples["augmented"]
     columns = ["original", *[""] * (augmented.shape[1] - 1)]
+    few = f", the first {MANY} of {len(class_names)} classes" if len(class_names) > MANY else ""
     return {
-        "samples": draw_grid(samples["by_class"][:MANY], class_names[:MANY], "Training images"),
+        "samples": draw_grid(
+            samples["by_class"][:MANY], class_names[:MANY], f"Training images{few}"
+        ),
         "augmented": draw_grid(
             augmented, samples["augmented_names"], "Training images under the augmentation", columns
         ),
     }
 
 
+def render(figures):
+    """{name: PNG bytes} of {name: figure}."""
+    return {name: _png(figure) for name, figure in figures.items()}
+
+
 def save(figures, folder):
     """Write {name: figure} as folder/NAME.png; returns {name: PNG bytes}."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = {}
-    for name, figure in figures.items():
-        pictures[name] = _png(figure)
+    pictures = render(figures)
+    for name, picture in pictures.items():
         part = folder / f".{name}.png.part"
-        part.write_bytes(pictures[name])
+        part.write_bytes(picture)
         part.replace(folder / f"{name}.png")
     return pictures
 
@@ -292,7 +305,7 @@ def write_report(
     `result` and `records` as in result.json and metrics.jsonl; confusion [C, C], logits [N, C],
     images uint8 [N, H, W, 3] and labels [N] of the test split at the best checkpoint; samples as
     draw_samples takes them; learning_rate [steps]; config a nested dict; filters [H, W, 3, F] of
-    the first convolution.
+    the first convolution. Returns {name: PNG bytes}.
     """
     folder = pathlib.Path(folder)
     steps_per_epoch = result["steps"] / result["epochs"] if result["epochs"] else 1
@@ -305,7 +318,7 @@ def write_report(
     }
     if records:
         figures["curves"] = draw_curves(records, learning_rate, steps_per_epoch, eval_name)
-    save(figures, folder)
+    pictures = save(figures, folder)
     part = folder / ".predictions.npz.part"
     with open(part, "wb") as file:
         np.savez(file, logits=np.asarray(logits, np.float32), labels=np.asarray(labels, np.int32))
@@ -324,6 +337,7 @@ def write_report(
         config=config,
         filters=filters,
     )
+    return pictures
 
 
 def draw_losses(runs):

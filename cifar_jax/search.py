@@ -34,7 +34,7 @@ def search(config, workdir):
     size, exp, status = config.search.at_once, None, "done"
     with Interruption() as interruption, contextlib.ExitStack() as held:
         path = held.enter_context(files.only_writer(workdir))
-        files.open_workdir(path, config.to_dict(), environment(), "search")
+        files.open_workdir(path, config.to_dict(), environment(), mode="search")
         study = open_study(path / "search.db")
         for first in range(0, config.search.trials, size):
             if len(study.trials) >= first + size:

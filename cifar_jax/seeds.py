@@ -96,7 +96,7 @@ def train_replicas(exp, workdir, test=True):
     replicas = make_replicas(config)
     with Interruption() as interruption, contextlib.ExitStack() as held:
         path = held.enter_context(files.only_writer(workdir))
-        files.open_workdir(path, config.to_dict(), environment(), Replicas.mode)
+        files.open_workdir(path, config.to_dict(), environment(), exp.about_data, Replicas.mode)
         checkpoints = held.enter_context(Checkpoints(path / "checkpoints", exp.placement))
         run = Replicas(exp, path, checkpoints, replicas, test)
         run.restore()
@@ -108,8 +108,10 @@ def make_replicas(config):
     be."""
     if config.seeds < 1:
         raise InputError(f"config.seeds must be at least 1, not {config.seeds}")
-    if config.on_nonfinite != "stop" or config.profile:
-        raise InputError("on_nonfinite=rollback and profile are for one run, not for many at once")
+    if config.on_nonfinite != "stop" or config.profile or config.log.tensorboard:
+        raise InputError(
+            "on_nonfinite=rollback, profile and log.tensorboard are for one run, not for many"
+        )
     strategy, choices = config.replicas.strategy, ("auto", *STRATEGIES)
     if strategy not in choices:
         raise InputError(

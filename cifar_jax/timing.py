@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from cifar_jax import weights
 from cifar_jax.data import Dataset
-from cifar_jax.exchange import load_torch_twin
+from cifar_jax.exchange import create_twin, load_torch_twin
 from cifar_jax.experiment import load_data, make_experiment
 from cifar_jax.metrics import Metrics
 from cifar_jax.steps import make_batches, make_evaluate, take
@@ -58,11 +58,7 @@ class Sides:
     def make_recipe(self, state, dtype="float32", compiled=False):
         """The PyTorch side, with the weights of `state`, on the device, channels_last."""
         config = self.exp.config
-        twin = self.twin.create_twin(
-            **config.model,
-            num_classes=len(self.exp.class_names),
-            image_size=self.exp.test.images.shape[1],
-        )
+        twin = create_twin(config, self.exp.class_names, self.exp.test.images.shape[1:])
         self.twin.load_weights(twin, self.state_dict(state))
         self.twin.move(twin, self.device)
         return self.twin.Recipe(

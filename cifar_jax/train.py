@@ -15,8 +15,15 @@ from tqdm import tqdm
 from cifar_jax import report, sharding
 from cifar_jax import workdir as files
 from cifar_jax.checkpoint import Checkpoints
-from cifar_jax.experiment import environment, first_filters, make_experiment, sample_images
+from cifar_jax.experiment import (
+    describe_data,
+    environment,
+    first_filters,
+    make_experiment,
+    sample_images,
+)
 from cifar_jax.metrics import Metrics
+from cifar_jax.tensorboard import TensorBoard
 
 PROFILED = 3  # steps in a trace
 MAX_ROLLBACKS = 3  # of a run, with config.on_nonfinite = "rollback"
@@ -36,11 +43,13 @@ def train_and_evaluate(config, workdir):
     with Interruption() as interruption, contextlib.ExitStack() as held:
         with sharding.in_turn():
             path = held.enter_context(files.only_writer(workdir))
-            files.open_workdir(path, config.to_dict(), environment())
+            files.check_workdir(path, config.to_dict())  # before the data are loaded
             exp = make_experiment(config)
+            files.open_workdir(path, config.to_dict(), environment(), exp.about_data)
         sharding.check_same(f"{config.stop_after} {exp.provenance}", "stop_after and data")
         checkpoints = held.enter_context(Checkpoints(path / "checkpoints", exp.placement))
         run = Run(exp, path, checkpoints)
+        held.callback(run.close_log)
         run.restore()
         if config.profile:
             run.profile()
@@ -61,6 +70,7 @@ def evaluate(config, workdir):
     """Evaluate the best checkpoint in `workdir` on the test split: evaluation.json."""
     path = files.existing(workdir)
     files.check_config(path, config.to_dict(), files.LOOKING_FIELDS)
+    files.check_data(path, describe_data(config)._asdict())
     exp = make_experiment(config)
     with Checkpoints(path / "checkpoints", exp.placement, read_only=True) as checkpoints:
         state = checkpoints.restore_best(exp.init_state())
@@ -147,6 +157,7 @@ class Run:
         self.compile_seconds = 0.0
         self.programs = {}
         self.rollbacks = ()  # the steps gone back to, one for each time
+        self.log = None  # a TensorBoard where config.log asks for it
         self.diverged_at = None
         self.finite = jax.jit(all_finite)
         on_cpu = jax.default_backend() == "cpu"
@@ -183,6 +194,29 @@ class Run:
             files.remove(self.path / files.RESULTS[self.mode])  # until this run says how it ended
             print(f"resuming {self.path} at epoch {self.exp.epochs_at(self.step):g}", flush=True)
         files.rewrite_metrics(self.path / "metrics.jsonl", self.records)
+        self.open_log()
+
+    def open_log(self):
+        """Begin tensorboard/ anew with the records so far and the data, where it is asked for."""
+        self.close_log()
+        if not (self.exp.config.log.tensorboard and sharding.is_writer()):
+            return
+        self.log = TensorBoard(self.path / "tensorboard", self.records)
+        figures = report.draw_samples(self.samples, self.exp.class_names)
+        self.log.add_pictures(report.render(figures), self.step)
+
+    def close_log(self):
+        if self.log:
+            self.log.close()
+        self.log = None
+
+    @functools.cached_property
+    def samples(self):
+        """What report.draw_samples draws."""
+        exp, config = self.exp, self.exp.config
+        return sample_images(
+            exp.train, exp.augment, config.augment.normalize, exp.class_names, config.seed
+        )
 
     def slow_down(self, rollbacks):
         """From each of the steps `rollbacks` on train at half the learning rate."""
@@ -376,6 +410,8 @@ class Run:
         record = self.record(step, learning_rate, train, measured, eval_seconds)
         self.records.append(record)
         files.append_metrics(self.path / "metrics.jsonl", record)
+        if self.log:
+            self.log.add_record(record)
         self.metrics, self.train_seconds = self.no_metrics, 0.0
         print(
             f"epoch {record['epoch']:3g}/{exp.config.epochs:g}  lr {record['lr']:.3g}  "
@@ -473,7 +509,7 @@ class Run:
             **environment(),
         }
         if config.report and status in ("done", "stopped") and sharding.is_writer():
-            report.write_report(
+            pictures = report.write_report(
                 self.path / "report",
                 result=result,
                 records=self.records,
@@ -482,13 +518,15 @@ class Run:
                 logits=np.asarray(logits),
                 images=np.asarray(exp.test.images),
                 labels=np.asarray(exp.test.labels),
-                samples=sample_images(
-                    exp.train, exp.augment, config.augment.normalize, exp.class_names, config.seed
-                ),
+                samples=self.samples,
                 learning_rate=np.asarray(exp.schedules.learning_rate(np.arange(max(step, 1)))),
                 config=config.to_dict(),
                 filters=first_filters(state),
             )
+            if self.log:
+                self.log.add_pictures(pictures, step)
+        if self.log and measured:
+            self.log.add_scalars({"accuracy/test": measured["test"]["accuracy"]}, step)
         files.write_json(self.path / "result.json", result)
         return result
 

@@ -12,11 +12,12 @@ import pathlib
 import platform
 import re
 
-from cifar_jax import InputError, sharding
+from cifar_jax import InputError, meant_file, sharding
 
 # Fields that may differ when a run goes on: they change where and how far, not what is computed.
 # A section's name stands for all its fields.
-ALWAYS_FREE = ("data.dir", "stop_after", "on_nonfinite", "report", "profile", "lr_find", "compare")
+ALWAYS_FREE = ("data.dir", "stop_after", "on_nonfinite", "report", "profile")
+ALWAYS_FREE += ("log", "lr_find", "compare")
 FREE_FIELDS = (*ALWAYS_FREE, "seeds", "replicas", "search")
 FREE_IN_MODE = {
     "train": FREE_FIELDS,
@@ -120,20 +121,31 @@ def existing(workdir):
             return path
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    raise InputError(f"{path} holds no run: there is no such folder")
+    raise InputError(f"{path} holds no run: there is no such folder{meant_file(path)}")
 
 
-def open_workdir(workdir, config, environment, mode="train"):
-    """The path of the folder `workdir`, made ready to train `config` (nested dict) in this mode.
+def check_workdir(path, config, mode="train"):
+    """Raise InputError unless `config` (nested dict) can begin or go on in the folder `path`."""
+    if (path / "config.json").exists():
+        check_config(path, config, FREE_IN_MODE[mode], mode)
+    elif (path / "checkpoints").exists():
+        raise InputError(f"{path} has checkpoints but no config.json; choose another workdir")
 
-    It may hold that run already. Raises InputError if it holds one with another config or mode.
+
+def open_workdir(workdir, config, environment, data=None, mode="train"):
+    """The path of the folder `workdir`, made ready to train `config` (nested dict) in this mode on
+    `data` (what a run keeps of them, a dict).
+
+    It may hold that run already. Raises InputError if it holds one with another config, mode or
+    data.
     """
     path = existing(workdir)
+    check_workdir(path, config, mode)
     if not (path / "config.json").exists():
-        if (path / "checkpoints").exists():
-            raise InputError(f"{path} has checkpoints but no config.json; choose another workdir")
-        write_json(path / "config.json", {"mode": mode, "config": config, **environment})
-    check_config(path, config, FREE_IN_MODE[mode], mode)
+        write_json(
+            path / "config.json", {"mode": mode, "config": config, "data": data, **environment}
+        )
+    check_data(path, data or {})
     return path
 
 
@@ -180,6 +192,40 @@ def check_config(path, config, free_fields, mode="train"):
             f"{path} holds a run with another config ({name} is {old.get(name)!r} there, "
             f"{new.get(name)!r} here{more}); choose another workdir"
         )
+
+
+def data_of(path):
+    """(class names, image shape) of the data that the run in `path` was made from; None where it
+    does not say. InputError if what it says is no such thing."""
+    kept = (read_json(path / "config.json") or {}).get("data")
+    if kept is None:
+        return None
+    names, shape = (
+        kept.get(key) if isinstance(kept, dict) else None for key in ("class_names", "image_shape")
+    )
+    lists = isinstance(names, list) and isinstance(shape, list)
+    if not (
+        lists
+        and 2 <= len(names) <= 2**16
+        and all(isinstance(name, str) for name in names)
+        and [type(n) for n in shape] == [int] * 3
+        and all(1 <= n <= 2**13 for n in shape)
+    ):
+        raise InputError(f"{path / 'config.json'} does not say what data the run was made from")
+    return tuple(names), tuple(shape)
+
+
+def check_data(path, about):
+    """Raise InputError if the run in `path` was made from data other than `about` (a dict)."""
+    before = (read_json(path / "config.json") or {}).get("data") or {}
+    for key, now in _finite(about).items():
+        then = before.get(key, now) if isinstance(before, dict) else None
+        if then != now:
+            raise InputError(
+                f"{path} holds a run on other data ({key} is {str(then)[:200]} there, "
+                f"{str(now)[:200]} here); name its data with --config.data.dir or choose another "
+                "workdir"
+            )
 
 
 @sharding.by_writer

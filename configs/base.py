@@ -27,9 +27,15 @@ def get_config():
     c.on_nonfinite = "stop"
     c.profile = False  # first trace a few steps to profile/, for TensorBoard and Perfetto
 
+    c.log = ConfigDict()
+    # keep tensorboard/ in the workdir: every epoch's figures, samples, the report's pictures
+    c.log.tensorboard = False
+
     c.data = ConfigDict()
-    c.data.name = "cifar10"  # cifar10 | digits
-    # folder with CIFAR-10 in any official form or a TFDS folder; a download goes there
+    # cifar10 | cifar100 | digits | folder | tfds:NAME, an image-classification set of TFDS
+    c.data.name = "cifar10"
+    # folder with a CIFAR set in any official form, where a download goes; a TFDS data folder;
+    # for name=folder that of train/CLASS/*.png and test/CLASS/*.png (or .jpg, ...), all of one size
     c.data.dir = "data"
     # images held out of train by seed; then they, not the test set, are evaluated each epoch
     c.data.validation = 0
@@ -89,6 +95,7 @@ def get_config():
     c.search.weight_decay = (1e-5, 1e-4)
 
     c.lr_find = ConfigDict()  # --mode=lr_find
+    c.lr_find.range = "exponential"  # exponential | linear: how the rate grows
     c.lr_find.start_lr = 1e-6
     c.lr_find.end_lr = 10.0
     c.lr_find.steps = 200

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -15,8 +16,9 @@ from running import ROOT
 
 from cifar_jax import report, timing
 from cifar_jax.experiment import make_model
-from cifar_jax.flops import forward_macs, macs
-from cifar_jax.models.layers import Conv, Dense, max_pool
+from cifar_jax.flops import by_layer, forward_macs, macs
+from cifar_jax.models import MODELS, create_model
+from cifar_jax.models.layers import Conv, Dense, avg_pool, max_pool
 
 
 def convolution(size, channels, features, k=3):
@@ -80,6 +82,34 @@ def test_count_does_not_depend_on_the_form_of_the_convolution(rng, monkeypatch):
         )
 
     assert macs(jax.make_jaxpr(grouped)(x, kernel[:, :, :4])) == 6 * convolution(32, 4, 24)
+
+
+def test_layers_of_the_systems_add_up():
+    """Mult-adds by layer, and receptive fields: resnet's by hand, another's by its gradient."""
+    for name in MODELS:
+        model = create_model(name, num_classes=10)
+        products, fields = by_layer(model)
+        assert sum(products.values()) == forward_macs(model)
+        if name == "resnet":
+            seen = [fields[f"{layer}_bn"].size for layer in ("prep", "layer1", "res1b", "layer2")]
+            assert seen == [3, 6, 14, 20] and fields["fc"].size == 80
+        if name == "mixture":  # its gates see all
+            assert fields["block1_conv"].size == 3 and fields["block2_conv"].size == math.inf
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            x = avg_pool(Conv(4, dilation=2)(x), 3)
+            return Conv(4, name="last")(max_pool(Conv(4)(x), 2))
+
+    net, x = Net(), jax.random.normal(jax.random.key(0), (1, 96, 96, 3))
+    variables = net.init(jax.random.key(0), x, False)
+    gradient = jax.grad(lambda x: net.apply(variables, x, False)[0, 7, 7].sum())(x)
+    rows = jnp.flatnonzero(jnp.abs(gradient).sum((0, 2, 3)))
+    # the maxima of pools may lie further in: what is seen is at most the field
+    field = by_layer(net, (96, 96, 3))[1]["last"]
+    assert field.step == 6
+    assert field.size - 6 <= rows[-1] - rows[0] + 1 <= field.size
 
 
 def test_a_loop_of_unknown_length_is_refused():

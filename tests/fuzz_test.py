@@ -41,7 +41,7 @@ from PIL import Image
 from safetensors.numpy import save as safetensors_bytes
 
 import main
-from cifar_jax import InputError, data, predict, weights, workdir
+from cifar_jax import InputError, data, images, weights, workdir
 from cifar_jax.checkpoint import Checkpoints, _checksum_of_json
 from cifar_jax.exchange import read_weights
 from cifar_jax.experiment import environment
@@ -515,7 +515,7 @@ def test_names_of_folders(watch, tmp_path):
         assert watch(reader, lambda: data.load("cifar10", name, "test")) is None
         assert watch(reader, lambda: workdir.finished_result(name, {})) is None
         assert watch(reader, lambda: read_weights(name)) is None
-        assert watch(reader, lambda: predict.read_image(name)) is None
+        assert watch(reader, lambda: images.read_image(name)) is None
         found = watch(reader, lambda: workdir.existing(name))
         assert found is None or found.is_dir()
 
@@ -571,10 +571,11 @@ def shard_of(records, path):
 
 
 def test_tfds(watch, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "PER_CLASS", {"train": 1, "test": 1})
+    monkeypatch.setattr(data.CIFAR10, "per_class", {"train": 1, "test": 1})
     images = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3), np.uint8)
     pngs = [png_of(image) for image in images]
-    features, folder = data._features(), tmp_path / "cifar10" / "3.0.2"
+    about = data.describe("cifar10", "")
+    features, folder = data._features(about, True), tmp_path / "cifar10" / "3.0.2"
     folder.mkdir(parents=True)
     shard = folder / "cifar10-test.array_record-00000-of-00001"
 
@@ -610,7 +611,9 @@ def test_tfds(watch, tmp_path, monkeypatch):
             shard_of(changed, shard)
         else:
             shard.write_bytes(content)
-        found = watch("TFDS", lambda: data._tfds(folder, "test"), shard.stat().st_size)
+        found = watch(
+            "TFDS", lambda: data._tfds(folder, data.CIFAR10, "test"), shard.stat().st_size
+        )
         if found is not None:
             assert found.images.shape == (10, 32, 32, 3) and found.images.dtype == np.uint8
             assert found.labels.shape == (10,) and found.labels.dtype == np.int32
@@ -632,13 +635,13 @@ def test_tfds(watch, tmp_path, monkeypatch):
     fuzz("TFDS", inputs(), check, once_failed)
     assert "antigravity" not in sys.modules
     shard_of(records, shard)
-    np.testing.assert_array_equal(data._tfds(folder, "test").images, images)
+    np.testing.assert_array_equal(data._tfds(folder, data.CIFAR10, "test").images, images)
 
 
 # ------------------------------------------------------------------------------------------------
 # images
 
-IMAGE_BOUND = 12 * predict.PIXELS + (64 << 20)
+IMAGE_BOUND = 12 * images.PIXELS + (64 << 20)
 
 
 def image_seeds():
@@ -667,7 +670,7 @@ def test_images(watch, tmp_path, monkeypatch):
 
     def check(content):
         path.write_bytes(content)
-        read = lambda: predict.read_image(path)  # noqa: E731
+        read = lambda: images.read_image(path, (32, 32))  # noqa: E731
         found = watch("images", read, len(content), IMAGE_BOUND)
         assert found is None or (found.shape == (32, 32, 3) and found.dtype == np.uint8)
 

@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "cifar_jax"
 LAYERS = [
     ["__init__"],
+    ["images", "usage"],
     ["sharding"],  # who writes, and agreeing with the other processes: files and checkpoints ask
     [
         "augment",
@@ -22,6 +23,7 @@ LAYERS = [
         "optim",
         "significance",
         "workdir",
+        "tensorboard",
         "torch_twin",
         "weights",
     ],
@@ -36,6 +38,7 @@ ONLY_IN = {
     "orbax": "checkpoint",
     "tensorstore": "checkpoint",
     "torch": "torch_twin",
+    "tensorboardX": "tensorboard",
     "tensorflow_datasets": "data",
     "optuna": "search",
 }

@@ -203,6 +203,23 @@ def refused(process, says):
 BAD = {
     "no config": (("--workdir=W",), "name a config"),
     "unknown config file": (("--config=configs/alexnet.py", "--workdir=W"), "configs/alexnet.py"),
+    "misspelt config file": (
+        ("--config=configs/resent.py", "--workdir=W"),
+        "did you mean 'configs/resnet.py'?",
+    ),
+    "a field of another section": (
+        (*QUICK, "--config.peak_lr=3", "--workdir=W"),
+        "did you mean --config.schedule.peak_lr?",
+    ),
+    "misspelt mode": ((*QUICK, "--mode=pedict", "--workdir=W"), "did you mean 'predict'?"),
+    "misspelt dataset": (
+        (*QUICK, "--config.data.name=cifar1", "--workdir=W"),
+        "did you mean 'cifar10'?",
+    ),
+    "a range of another kind": (
+        (*QUICK, "--mode=lr_find", "--config.lr_find.range=log", "--workdir=W"),
+        "unknown lr_find.range 'log'; choose exponential or linear",
+    ),
     "a config that is a folder": (("--config=configs", "--workdir=W"), "configs"),
     "unknown variant": (
         ("--config=configs/mixture.py:wide", "--workdir=W"),
@@ -344,10 +361,8 @@ def test_summary(config, total, program):
     out, _ = finish(program(f"--config={path}", "--mode=summary"))
     assert out.splitlines()[-1] == f"Total params: {total}"
     if name == "resnet":
-        assert any(
-            line.split() == ["prep_conv", "32", "x", "32", "x", "64", "1,728"]
-            for line in out.splitlines()
-        )
+        prep = "prep_conv 32 x 32 x 64 1,728 1,769,472 3 256.0"
+        assert any(line.split() == prep.split() for line in out.splitlines())
 
 
 def test_predict_names_classes_and_unreadable_files(reference, program, tmp_path):
@@ -480,14 +495,21 @@ def test_training_imports_nothing_of_other_modes():
     assert not others & modules("from cifar_jax import train")
 
 
-def test_lr_find_suggests_and_leaves_no_run(program, tmp_path):
-    extra = ("--config.lr_find.steps=60", "--config.lr_find.start_lr=1e-4", f"--workdir={tmp_path}")
-    finish(program(*QUICK, *extra, "--mode=lr_find"))
-    found = json.loads((tmp_path / "lr_find.json").read_text())
-    assert found["lr"][0] == pytest.approx(1e-4, rel=1e-4)
-    assert 1e-4 < found["suggestion"] < 1.0
-    assert len(found["lr"]) == len(found["loss"]) == len(found["smoothed"]) <= 60
-    assert {p.name for p in tmp_path.iterdir()} == {"lr_find.json", "lr_find.png"}
+def test_lr_find_suggests_and_leaves_no_trace_in_a_run(reference, program, tmp_path):
+    run = shutil.copytree(reference, tmp_path / "run")
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+    extra = ("--config.lr_find.start_lr=1e-4", f"--workdir={run}")
+    for kind, steps in (("exponential", 60), ("linear", 20)):
+        test = (f"--config.lr_find.range={kind}", f"--config.lr_find.steps={steps}")
+        out, _ = finish(program(*QUICK, *extra, *test, "--mode=lr_find"))
+        found = json.loads((run / "lr_find.json").read_text())
+        assert found["range"] == kind and "steepest" in out and "valley" in out
+        assert found["lr"][0] == pytest.approx(1e-4, rel=1e-4)
+        assert all(1e-4 <= rate < 10.0 for rate in found["suggestions"].values())
+        assert len(found["lr"]) == len(found["loss"]) == len(found["smoothed"]) <= steps
+    after = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+    assert {p.name for p in after.keys() - before.keys()} == {"lr_find.json", "lr_find.png"}
+    assert all(after[p] == before[p] for p in before if p != run)
 
 
 def test_data_mode_counts_and_draws(program, tmp_path):

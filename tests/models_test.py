@@ -351,3 +351,27 @@ def test_no_select_and_scatter_in_a_gradient():
 
     text = jax.jit(jax.grad(loss)).lower(variables["params"], jnp.zeros((2, 32, 32, 3))).as_text()
     assert "select_and_scatter" not in text
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_other_image_sizes(name):
+    """What a network can take it takes, on one CPU device as on many; else it says so."""
+    model = create_model(name, num_classes=7)
+
+    def shape(height, width):
+        images = jnp.zeros((2, height, width, 3))
+        return jax.eval_shape(
+            lambda x: model.init_with_output(jax.random.key(0), x, train=False)[0], images
+        ).shape
+
+    for size in (28, 33, 64, 96):
+        assert shape(size, size) == (2, 7)
+    for size in (1, 4, 8):
+        with pytest.raises(ValueError, match="the images are too small: a map of"):
+            shape(size, size)
+    if name == "resnet":
+        assert shape(16, 16) == (2, 7)
+        with pytest.raises(ValueError, match="needs a square map, not 7 x 3"):
+            shape(64, 32)
+    else:
+        assert shape(32, 64) == (2, 7)

@@ -75,12 +75,17 @@ def convolve(x, kernel, padding, dilation=1, groups=1):
     """Stride-1 convolution of x [B, H, W, C] with kernel [k, k, C / groups, O].
 
     The one place where the form depends on the backend: on a single CPU device, cpu_conv;
-    elsewhere XLA's own.
+    elsewhere, and for a map of one row or column, XLA's own. Raises ValueError for a map that the
+    kernel does not fit in.
     """
+    reach = dilation * (kernel.shape[0] - 1) + 1
+    if min(x.shape[1:3]) + 2 * padding < reach:
+        raise ValueError(_too_small(x, f"a convolution that reaches over {reach} x {reach}"))
     if groups > 1 and not _plain.get():
         kernel, groups = block_diagonal(kernel, groups), 1
     one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
-    if one_cpu and not _plain.get():
+    # a map of one row has taps that see nothing, which cpu_conv does not know
+    if one_cpu and not _plain.get() and min(x.shape[1:3]) > 1:
         return cpu_conv.conv(x, kernel, padding, dilation)
     return lax.conv_general_dilated(
         x,
@@ -91,6 +96,10 @@ def convolve(x, kernel, padding, dilation=1, groups=1):
         feature_group_count=groups,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+
+
+def _too_small(x, what):
+    return f"the images are too small: a map of {x.shape[1]} x {x.shape[2]} comes to {what}"
 
 
 class Conv(nn.Module):
@@ -195,8 +204,10 @@ def max_pool(x, size):
 
     Its gradient goes to the first maximum of each window in row order, as PyTorch's does, by
     comparison with the maximum instead of XLA's select-and-scatter, which is slow on CPU and GPU
-    and not deterministic on GPU.
+    and not deterministic on GPU. Raises ValueError for a map smaller than a window.
     """
+    if min(x.shape[1:3]) < size:
+        raise ValueError(_too_small(x, f"a {size} x {size} pool"))
     lowest = jnp.array(-jnp.inf, x.dtype)
     return lax.reduce_window(x, lowest, lax.max, (1, size, size, 1), (1, size, size, 1), "VALID")
 
@@ -229,6 +240,13 @@ max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def avg_pool(x, size):
-    """Mean over size x size windows: [B, H, W, C], multiples of size -> [B, H/size, W/size, C]."""
+    """Mean over size x size windows, floor mode: [B, H, W, C] -> [B, H/size, W/size, C].
+
+    Raises ValueError for a map smaller than a window.
+    """
+    if min(x.shape[1:3]) < size:
+        raise ValueError(_too_small(x, f"a {size} x {size} pool"))
     batch, height, width, channels = x.shape
-    return x.reshape(batch, height // size, size, width // size, size, channels).mean((2, 4))
+    rows, columns = height // size, width // size
+    x = x[:, : rows * size, : columns * size]
+    return x.reshape(batch, rows, size, columns, size, channels).mean((2, 4))

@@ -36,6 +36,8 @@ class ResNet(nn.Module):
         x = unit(x, second, "layer2", padding=0, pool=True)  # [B, 7, 7, 256]
         x = unit(x, third, "layer3", pool=True)  # [B, 3, 3, 512]
         x = x + unit(unit(x, third, "res3a"), third, "res3b")
+        if x.shape[1] != x.shape[2]:
+            raise ValueError(f"its last pool needs a square map, not {x.shape[1]} x {x.shape[2]}")
         x = max_pool(x, x.shape[1])  # the original's k4 s2 p1 pool covers the whole 3x3 map
         x = x.reshape(x.shape[0], -1)  # [B, 512]
         return Dense(self.num_classes, use_bias=False, dtype=self.dtype, name="fc")(x)

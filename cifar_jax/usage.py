@@ -1,0 +1,59 @@
+"""What is wrong with a command line, in one sentence that says what may have been meant."""
+
+import difflib
+import pathlib
+import re
+
+from cifar_jax import meant, one_line
+
+
+def explain(error):
+    """One sentence for what parsing the flags raised."""
+    text = str(error)
+    if isinstance(error, (AttributeError, KeyError)):
+        return _explain_field(text)
+    if "Traceback" in text:  # raised by the config file: its last line says why
+        text = text.strip().splitlines()[-1]
+    missing = re.search(r"\[Errno 2\] No such file or directory: '([^']*)'", text)
+    if missing:
+        return _explain_file(missing[1])
+    choice = re.match(r"flag --\w+=(.*): value should be one of <(.*)>$", text, re.DOTALL)
+    return one_line(text + (meant(choice[1], choice[2].split("|")) if choice else ""))
+
+
+def _explain_field(text):
+    """Of a field that the config has not; ml_collections looks for close names beside it only."""
+    from configs.base import get_config
+
+    field = text.replace("\\n", " ").replace("\\", "").strip("\"'")
+    beside = re.match(r"(\w+)'?\s+(Did you mean .*)$", field, re.DOTALL)
+    if beside:
+        return one_line(f"the config has no field {beside[1]!r}: {beside[2]}")
+    places = {name.rpartition(".")[2]: name for name in _names(get_config().to_dict())}
+    close = difflib.get_close_matches(field, places, n=1)
+    better = f"; did you mean --config.{places[close[0]]}?" if close else ""
+    return one_line(f"the config has no such field: {field}{better}")
+
+
+def _explain_file(name):
+    """Of a config file that is not there."""
+    path = pathlib.Path(name)
+    if not (path.parent / "base.py").exists():
+        path = pathlib.Path("configs") / path.name
+    try:
+        known = [
+            str(p) for p in sorted(path.parent.glob("*.py")) if p.stem not in ("__init__", "base")
+        ]
+    except OSError:
+        known = []
+    wanted = str(path if path.suffix else path.with_suffix(".py"))
+    return one_line(
+        f"there is no config {name}{meant(wanted, known)} (there are {', '.join(known)})"
+    )
+
+
+def _names(config, before=""):
+    for key, value in config.items():
+        yield before + key
+        if isinstance(value, dict):
+            yield from _names(value, f"{before}{key}.")
