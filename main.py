@@ -35,7 +35,7 @@ EXIT_CODES = {"done": 0, "stopped": 0, "diverged": 3, "interrupted": 75}
 def parse(argv):
     """absl's flag parsing, with one sentence and exit code 2 for what is wrong."""
     try:
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS(sorted(argv, key=lambda a: a.startswith("--config.")))  # after --config
         if CONFIG.value is None:
             raise ValueError("name a config, such as --config=configs/quickstart.py")
         _ = CONFIG.value.is_locked  # a config that could not be loaded raises here

@@ -6,6 +6,7 @@ its share of them by itself: a replica sees what it would see alone, whatever th
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 import sys
@@ -277,17 +278,23 @@ class Replicas(Run):
 
     @property
     def step(self):
-        return int(self.state[0].step.ravel()[0])
+        return int(jax.device_get(self.state[0].step).ravel()[0])
 
     def saved(self):
-        state = self.join(self.state)
-        state = state.replace(step=state.step[0])
-        beside = {
-            "sums": self.join(self.metrics),
-            "best": self.join(self.best),
-            "diverged": self.diverged,
-        }
-        return jax.device_put((state, beside), self.exp.placement)
+        state, sums, best = self.joined(self.state, self.metrics, self.best)
+        diverged = jax.device_put(self.diverged, self.exp.placement)
+        return state, {"sums": sums, "best": best, "diverged": diverged}
+
+    @functools.cached_property
+    def joined(self):
+        """What `saved` joins as one program: an array at a time each would be a program that all
+        devices must meet in, and many under way at once can lock each other out."""
+
+        def join_all(state, *more):
+            state = self.join(state)
+            return state.replace(step=state.step[0]), *map(self.join, more)
+
+        return jax.jit(join_all, out_shardings=self.exp.placement)
 
     def take(self, state, beside):
         steps = jnp.full(len(self.replicas), state.step)

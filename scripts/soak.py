@@ -4,7 +4,7 @@ A small run on the embedded digits is started, killed at a random moment with a 
 started again with the same command until it is done; then anew, until --kills are spent. Each
 finished run must equal an uninterrupted one bit for bit: every array of the last checkpoint (by its
 checksums), every line of metrics.jsonl (but for times), result.json's figures. Then a tiny run of
---epochs must not grow in memory, but for what TensorStore keeps of every save. Exit code 1 if not;
+--epochs must not grow in memory. Exit code 1 if not;
 what was found goes to --out. --fork spares imports (tests/running.py) and reports, and with them
 those moments.
 """
@@ -32,7 +32,7 @@ from cifar_jax.experiment import environment  # noqa: E402
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 SETTLED = 0.2  # of the epochs, after which memory counts
-GROWTH = 0.25  # MiB an epoch from then on, at most: TensorStore keeps a little of every save
+GROWTH = 0.05  # MiB an epoch from then on, at most: what an allocator does not give back
 
 
 def content(workdir):

@@ -353,7 +353,7 @@ def test_no_select_and_scatter_in_a_gradient():
     assert "select_and_scatter" not in text
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_other_image_sizes(name):
     """What a network can take it takes, on one CPU device as on many; else it says so."""
     model = create_model(name, num_classes=7)

@@ -271,18 +271,6 @@ def test_lookahead_acts_on_weights_and_statistics(dataset):
         jax.tree.map(np.testing.assert_array_equal, getattr(last, name), state.slow[name])
 
 
-def test_many_seeds_by_vmap_are_the_seeds_alone(dataset):
-    model, tx, step, _ = setup()
-    keys = jax.random.split(jax.random.key(5), 3)
-    states = jax.vmap(lambda key: init_state(key, model, tx))(keys)
-    many, metrics = jax.jit(jax.vmap(step, in_axes=(0, None)))(states, dataset)
-    alone, single = jax.jit(step)(init_state(keys[1], model, tx), dataset)
-    np.testing.assert_allclose(metrics.loss[1], single.loss, rtol=1e-5)
-    np.testing.assert_allclose(
-        many.params["fc"]["kernel"][1], alone.params["fc"]["kernel"], atol=1e-5
-    )
-
-
 # -------------------------------------------------------------------------------------- evaluation
 
 
