@@ -25,8 +25,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; holds all it 
 MODE = flags.DEFINE_enum("mode", "train", [*ACTIONS], "what to do; see README.md")
 IMAGES = flags.DEFINE_string("images", "", "predict: files and folders, joined by commas")
 JSON = flags.DEFINE_bool("json", False, "predict: a JSON object a line")
-FORMATS = ("torch", "safetensors", "stablehlo")
-FORMAT = flags.DEFINE_enum("format", "torch", FORMATS, "export: of the file")
+FORMAT = flags.DEFINE_enum("format", "torch", ["torch", "safetensors", "stablehlo"], "export: to")
 WEIGHTS = flags.DEFINE_string("weights", "", "import: a .pt or .safetensors file")
 JOB = flags.DEFINE_string("distributed", "", "many processes: auto, or HOST:PORT,PROCESSES,INDEX")
 EXIT_CODES = {"done": 0, "stopped": 0, "diverged": 3, "interrupted": 75}
@@ -34,8 +33,9 @@ EXIT_CODES = {"done": 0, "stopped": 0, "diverged": 3, "interrupted": 75}
 
 def parse(argv):
     """absl's flag parsing, with one sentence and exit code 2 for what is wrong."""
+    argv.sort(key=lambda a: a.startswith("--config."))  # sys.argv's own: fields after --config
     try:
-        rest = flags.FLAGS(sorted(argv, key=lambda a: a.startswith("--config.")))  # after --config
+        rest = flags.FLAGS(argv)
         if CONFIG.value is None:
             raise ValueError("name a config, such as --config=configs/quickstart.py")
         _ = CONFIG.value.is_locked  # a config that could not be loaded raises here

@@ -226,7 +226,7 @@ BAD = {
         "no variant 'wide'; it has: sequential",
     ),
     "variant of a config without": (("--config=configs/vgg.py:x", "--workdir=W"), "no variant 'x'"),
-    "misspelt field": ((*QUICK, "--config.sed=3", "--workdir=W"), 'Did you mean "seed"'),
+    "misspelt field": (("--config.sed=3", *QUICK, "--workdir=W"), 'Did you mean "seed"'),
     "misspelt nested field": ((*QUICK, "--config.optim.wd=3", "--workdir=W"), "wd"),
     "wrong type": ((*QUICK, "--config.batch_size=many", "--workdir=W"), "many"),
     "a fraction for a whole number": ((*QUICK, "--config.epochs=2.5", "--workdir=W"), "2.5"),
