@@ -33,7 +33,7 @@ EXIT_CODES = {"done": 0, "stopped": 0, "diverged": 3, "interrupted": 75}
 
 def parse(argv):
     """absl's flag parsing, with one sentence and exit code 2 for what is wrong."""
-    argv.sort(key=lambda a: a.startswith("--config."))  # sys.argv's own: fields after --config
+    argv[1:] = sorted(argv[1:], key=lambda a: not a.startswith("--config="))  # before its fields
     try:
         rest = flags.FLAGS(argv)
         if CONFIG.value is None:

@@ -12,7 +12,13 @@ from cifar_jax import InputError, data, meant_file, weights
 from cifar_jax import workdir as files
 from cifar_jax.augment import normalize
 from cifar_jax.checkpoint import Checkpoints
-from cifar_jax.experiment import environment, make_augments, make_experiment, restore_best
+from cifar_jax.experiment import (
+    describe_data,
+    environment,
+    make_augments,
+    make_experiment,
+    restore_best,
+)
 from cifar_jax.metrics import Metrics
 from cifar_jax.models.layers import plain_convolutions
 from cifar_jax.steps import make_predict
@@ -48,6 +54,7 @@ def export_best(config, workdir, format):
     trained = restore_best(config, workdir)
     _, transform = make_augments(config, trained.image_shape)
     predict = make_predict(trained.model, transform=transform)
+    files.check_data(trained.path, describe_data(config)._asdict())
     images = data.load(config.data.name, config.data.dir, "test").images[:CHECKED]
     expected = jax.jit(predict)(trained.state, trained.state.key, images)
     folder = files.writable(trained.path / "export")
@@ -62,7 +69,9 @@ def export_best(config, workdir, format):
     found, expected = (np.asarray(x) for x in (read(part, config, trained, images), expected))
     apart = float(np.abs(found - expected).max() / np.abs(expected).max())
     if not apart <= TOLERANCE[config.model.dtype]:
-        raise OSError(f"{part} gives other logits ({apart:.1e} of the largest); nothing exported")
+        raise InputError(
+            f"{part} gives other logits ({apart:.1e} of the largest); nothing exported"
+        )
     part.replace(target)
     step = int(trained.state.step)
     about = {
@@ -118,7 +127,7 @@ def _flax_logits(path, config, trained, images):
     name = config.model.name
     again = weights.from_state_dict(name, trained.model, variables, read_weights(path))
     if not all(jax.tree.leaves(jax.tree.map(np.array_equal, variables, again))):
-        raise OSError(f"{path} does not hold what was written; nothing exported")
+        raise InputError(f"{path} does not hold what was written; nothing exported")
     _, transform = make_augments(config, trained.image_shape)
     predict = jax.jit(make_predict(trained.model, transform=transform))
     return predict(trained.state.replace(**again), trained.state.key, images)

@@ -102,6 +102,14 @@ class Experiment:
         epochs, rest = divmod(step, self.steps_per_epoch)
         return step / self.steps_per_epoch if rest else epochs
 
+    @property
+    def end_step(self):
+        """Where a run ends, or stops as config.stop_after says."""
+        config = self.config
+        if 0 < config.stop_after < config.epochs:
+            return min(self.total_steps, max(1, round(config.stop_after * self.steps_per_epoch)))
+        return self.total_steps
+
     def ends_epoch(self, step):
         """Whether `step` steps make whole epochs or the whole run."""
         return step % self.steps_per_epoch == 0 or step == self.total_steps
@@ -362,11 +370,11 @@ def _check(config):
             value = value[part]
         if value < 1:
             raise InputError(f"config.{field} must be at least 1, not {value}")
-    for field in ("stop_after", "steps_per_call", "seed", "lookahead.every"):
+    for field in ("stop_after", "steps_per_call", "seed", "data.split_seed", "lookahead.every"):
         value = config
         for part in field.split("."):
             value = value[part]
-        if value < 0:
+        if value is not None and value < 0:
             raise InputError(f"config.{field} must not be negative, not {value}")
     if config.loss.reduction not in ("mean", "sum"):
         raise InputError(f"unknown loss.reduction {config.loss.reduction!r}; choose mean or sum")

@@ -25,7 +25,7 @@ def predict(config, workdir, images, as_json=False):
     Returns [(path, [(class name, probability)])]. A file that cannot be read is named on stderr and
     passed over; InputError at the end says how many were.
     """
-    if not images:
+    if not all(images.split(",")):
         raise InputError("name image files or folders with --images=a.png,b.jpg,DIR")
     trained = restore_best(config, workdir)
     _, normalize = make_augments(config, trained.image_shape)

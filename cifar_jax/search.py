@@ -11,6 +11,7 @@ import itertools
 
 import numpy as np
 import optuna
+import sqlalchemy
 
 from cifar_jax import InputError, report
 from cifar_jax import workdir as files
@@ -31,10 +32,12 @@ def search(config, workdir):
     bad input.
     """
     ranges = make_ranges(config)
-    size, exp, status = config.search.at_once, None, "done"
+    size, status = config.search.at_once, "done"
     with Interruption() as interruption, contextlib.ExitStack() as held:
         path = held.enter_context(files.only_writer(workdir))
-        files.open_workdir(path, config.to_dict(), environment(), mode="search")
+        files.check_workdir(path, config.to_dict(), "search")  # before the data are loaded
+        exp = make_experiment(config, shard_batches=False)
+        files.open_workdir(path, config.to_dict(), environment(), exp.about_data, "search")
         study = open_study(path / "search.db")
         for first in range(0, config.search.trials, size):
             if len(study.trials) >= first + size:
@@ -44,24 +47,17 @@ def search(config, workdir):
                 break
             print(f"proposals {first} to {first + size - 1}:", flush=True)
             proposals = propose(study.trials[:first], ranges, config)
-            part = round_config(config, proposals)
-            exp = exp or make_experiment(part, shard_batches=False)
+            part = dataclasses.replace(exp, config=round_config(config, proposals))
             folder = path / f"round-{first // size}"
-            found = train_replicas(dataclasses.replace(exp, config=part), folder, test=False)
+            found = train_replicas(part, folder, interruption, test=False)
             if found["status"] == "interrupted":
                 status = "interrupted"
                 break
-            measured = measure(found["replicas"], config.seeds)
+            epochs = -(-part.end_step // part.steps_per_epoch)
+            measured = measure(found["replicas"], config.seeds, epochs)
             known = len(study.trials) - first  # of this round, where it was killed among these
             for proposal, figures in [*zip(proposals, measured, strict=True)][known:]:
-                study.add_trial(
-                    optuna.trial.create_trial(
-                        params=proposal,
-                        distributions=ranges,
-                        value=figures["accuracy"],
-                        user_attrs=figures,
-                    )
-                )
+                add_trial(study, proposal, ranges, figures)
         return finish(path, config, study, ranges, status)
 
 
@@ -104,13 +100,24 @@ def open_study(path):
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         return optuna.create_study(
-            storage=f"sqlite:///{path}",
+            storage=str(sqlalchemy.URL.create("sqlite", database=str(path))),
             study_name="search",
             direction="maximize",
             load_if_exists=True,
         )
     except Exception as error:  # SQLite's, SQLAlchemy's and Optuna's own
         raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def add_trial(study, proposal, ranges, figures):
+    """Keep what `measure` says of a proposal; InputError if that cannot be written."""
+    trial = optuna.trial.create_trial(
+        params=proposal, distributions=ranges, value=figures["accuracy"], user_attrs=figures
+    )
+    try:
+        study.add_trial(trial)
+    except Exception as error:  # SQLite's, SQLAlchemy's and Optuna's own
+        raise InputError(f"search.db cannot be written: {str(error).splitlines()[0]}") from error
 
 
 def propose(trials, ranges, config):
@@ -132,12 +139,11 @@ def round_config(config, proposals):
     return config
 
 
-def measure(replicas, seeds):
+def measure(replicas, seeds, epochs):
     """[{'accuracy', 'eval_accuracy' [seeds][epochs], 'diverged'}] of each proposal.
 
     An epoch that a diverged run did not reach counts as no image right.
     """
-    epochs = max(len(replica["eval_accuracy"]) for replica in replicas)
     found = []
     for i in range(0, len(replicas), seeds):
         group = replicas[i : i + seeds]
@@ -145,7 +151,7 @@ def measure(replicas, seeds):
         total = sum(itertools.chain.from_iterable(curves))
         found.append(
             {
-                "accuracy": total / max(epochs * seeds, 1),
+                "accuracy": total / (epochs * seeds),
                 "eval_accuracy": curves,
                 "diverged": sum(replica["status"] == "diverged" for replica in group),
             }

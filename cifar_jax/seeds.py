@@ -62,7 +62,9 @@ def train_seeds(config, workdir):
         print(f"{workdir} holds these runs, finished")
     else:
         make_replicas(config)
-        result = train_replicas(make_experiment(config, shard_batches=False), workdir)
+        exp = make_experiment(config, shard_batches=False)
+        with Interruption() as interruption:
+            result = train_replicas(exp, workdir, interruption)
     try:
         for line in summary_lines(result["settings"]):
             print(line)
@@ -90,12 +92,12 @@ def told(found, unit):
     return text
 
 
-def train_replicas(exp, workdir, test=True):
-    """train_seeds with an Experiment (of unsharded batches) at hand; `test`: measure the best
-    checkpoint of each replica on the test set."""
+def train_replicas(exp, workdir, interruption, test=True):
+    """train_seeds with an Experiment (of unsharded batches) and an entered train.Interruption at
+    hand; `test`: measure the best checkpoint of each replica on the test set."""
     config = exp.config
     replicas = make_replicas(config)
-    with Interruption() as interruption, contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as held:
         path = held.enter_context(files.only_writer(workdir))
         files.open_workdir(path, config.to_dict(), environment(), exp.about_data, Replicas.mode)
         checkpoints = held.enter_context(Checkpoints(path / "checkpoints", exp.placement))

@@ -49,7 +49,8 @@ def first_device():
 
 
 def make_mesh():
-    """A one-dimensional mesh of all devices, axis 'data'."""
+    """A one-dimensional mesh of all devices, axis 'data'; InputError as first_device."""
+    first_device()
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 

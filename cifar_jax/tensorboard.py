@@ -1,5 +1,6 @@
 """A run as TensorBoard's event files. The only file that says tensorboardX."""
 
+import contextlib
 import io
 import math
 import pathlib
@@ -38,9 +39,11 @@ class TensorBoard:
                 "config.log.tensorboard needs tensorboardX: pip install tensorboardX"
             ) from error
         folder = pathlib.Path(folder)
-        for old in folder.glob("events.out.tfevents.*"):
-            old.unlink()
-        self.writer = tensorboardX.SummaryWriter(str(folder))
+        with _told(folder):
+            for old in folder.glob("events.out.tfevents.*"):
+                old.unlink()
+            self.writer = tensorboardX.SummaryWriter(str(folder))
+        self.folder = folder
         self.now = time.time() - sum(record["seconds"] for record in records)
         for record in records:
             self.add_record(record)
@@ -52,19 +55,31 @@ class TensorBoard:
 
     def add_scalars(self, scalars, step):
         """{tag: number} at a step; what is not finite is left out."""
-        for tag, value in scalars.items():
-            if value is not None and math.isfinite(value):
-                self.writer.add_scalar(tag, value, step, walltime=self.now)
-        self.writer.flush()
+        with _told(self.folder):
+            for tag, value in scalars.items():
+                if value is not None and math.isfinite(value):
+                    self.writer.add_scalar(tag, value, step, walltime=self.now)
+            self.writer.flush()
 
     def add_pictures(self, pictures, step):
         """{name: PNG bytes} at a step."""
-        for name, png in pictures.items():
-            with Image.open(io.BytesIO(png)) as image:
-                pixels = np.asarray(image.convert("RGB"))
-            self.writer.add_image(name, pixels, step, walltime=self.now, dataformats="HWC")
-        self.writer.flush()
+        with _told(self.folder):
+            for name, png in pictures.items():
+                with Image.open(io.BytesIO(png)) as image:
+                    pixels = np.asarray(image.convert("RGB"))
+                self.writer.add_image(name, pixels, step, walltime=self.now, dataformats="HWC")
+            self.writer.flush()
 
     def close(self):
         """Write what is left."""
-        self.writer.close()
+        with _told(self.folder):
+            self.writer.close()
+
+
+@contextlib.contextmanager
+def _told(folder):
+    """What the disk refuses as one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror or error}") from error

@@ -194,7 +194,8 @@ class Run:
             files.remove(self.path / files.RESULTS[self.mode])  # until this run says how it ended
             print(f"resuming {self.path} at epoch {self.exp.epochs_at(self.step):g}", flush=True)
         files.rewrite_metrics(self.path / "metrics.jsonl", self.records)
-        self.open_log()
+        with sharding.together():
+            self.open_log()
 
     def open_log(self):
         """Begin tensorboard/ anew with the records so far and the data, where it is asked for."""
@@ -277,9 +278,7 @@ class Run:
     def train(self, interruption):
         """Train to the end, to stop_after or to an interruption; returns the status."""
         exp, config = self.exp, self.exp.config
-        end = exp.total_steps
-        if 0 < config.stop_after < config.epochs:
-            end = min(end, max(1, round(config.stop_after * exp.steps_per_epoch)))
+        end = exp.end_step
         step = self.step
         self.compile(step, end)
         while step < end:
@@ -410,8 +409,6 @@ class Run:
         record = self.record(step, learning_rate, train, measured, eval_seconds)
         self.records.append(record)
         files.append_metrics(self.path / "metrics.jsonl", record)
-        if self.log:
-            self.log.add_record(record)
         self.metrics, self.train_seconds = self.no_metrics, 0.0
         print(
             f"epoch {record['epoch']:3g}/{exp.config.epochs:g}  lr {record['lr']:.3g}  "
@@ -421,6 +418,8 @@ class Run:
             flush=True,
         )
         self.save(measured["loss"])
+        if self.log:
+            self.log.add_record(record)
 
     def record(self, step, learning_rate, train, measured, eval_seconds):
         """A line of metrics.jsonl; `train` and `measured` are summaries of Metrics."""

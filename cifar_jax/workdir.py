@@ -167,7 +167,8 @@ def finished_result(workdir, config, mode="train"):
 
 def check_config(path, config, free_fields, mode="train"):
     """Raise InputError unless the run in `path` is of this mode (absent: train) and has `config`,
-    `free_fields` aside."""
+    `free_fields` aside. A field that it lacks, for it is older, counts as configs/base.py has it.
+    """
     before = read_json(path / "config.json")
     if before is None:
         raise InputError(f"{path} holds no run: it has no config.json")
@@ -179,7 +180,11 @@ def check_config(path, config, free_fields, mode="train"):
         raise InputError(
             f"{path} holds a run of mode {before['mode']!r}, not {mode!r}; choose another workdir"
         )
+    from configs.base import get_config
+
+    default = json.loads(get_config().to_json_best_effort())
     old, new = (flatten(_finite(c)) for c in (before["config"], config))
+    old = {**{name: v for name, v in flatten(default).items() if name in new}, **old}
     differing = sorted(
         name
         for name in old.keys() | new.keys()

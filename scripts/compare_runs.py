@@ -50,22 +50,30 @@ def read(path):
 
 
 def read_replicas(path, config, records):
-    """The runs in a workdir of --mode=seeds, as if each had been trained by itself."""
+    """The runs in a workdir of --mode=seeds, each with an equal share of the time of all."""
     together = files.read_json(path / "seeds.json")
     try:
         replicas = together.pop("replicas")
+        n = len(replicas)
+        together["seconds"] = {part: spent / n for part, spent in together["seconds"].items()}
         return [
             make_run(
                 path / f"replica-{i}",
                 {**together, **replica},
                 {**files.flatten(config), **replica["fields"]},
-                [record for record in records if record["replica"] == i],
+                [_alone(record, n) for record in records if record["replica"] == i],
                 folder=path,
             )
             for i, replica in enumerate(replicas)
         ]
     except (AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{path} holds no runs: its seeds.json cannot be used") from error
+
+
+def _alone(record, n):
+    """A line of metrics.jsonl, with its share of what n replicas took."""
+    speed = record["images_per_second"] * n
+    return {**record, "seconds": record["seconds"] / n, "images_per_second": speed}
 
 
 def make_run(path, result, config, records, folder=None):

@@ -3,7 +3,8 @@
 Runs main.py --mode=seeds with so many seeds, then a run of each seed by itself, one after the
 other, each a process of its own as a user starts it, and a few seeds with each of the other
 strategies. Says how many replicas end with the very figures of their run. Writes
-results/seeds/CONFIG-DEVICE.json. Compiled programs are cached before anything is timed.
+results/seeds/CONFIG-DEVICE.json. On CPU compiled programs are cached before anything is timed; on
+an accelerator a call is longer than the step that warms it: the first timed run compiles it.
 """
 
 import argparse

@@ -85,6 +85,7 @@ def test_batches_are_the_recipes_own():
     assert [kept.size(t) for t in range(4)] == [512, 512, rest, 512]
 
 
+@pytest.mark.long  # torch_twin_test.py climbs its ladder
 def test_the_speedrun_is_the_same_on_both_sides():
     """To 1e-3 only: the digits are grey, and whitening enlarges what rounding leaves of colour."""
     sides = speedrun_sides()

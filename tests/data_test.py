@@ -468,7 +468,13 @@ def test_tensorflow_is_never_imported():
 
 @pytest.mark.cifar10
 @pytest.mark.parametrize(
-    "form", ["python folder", "python archive", "binary folder", "binary archive"]
+    "form",
+    [
+        "python folder",
+        pytest.param("python archive", marks=pytest.mark.long),
+        "binary folder",
+        "binary archive",
+    ],
 )
 def test_official_data_in_every_form(form, cifar10_dir, tmp_path):
     """The binary files made here from the python ones are the official ones, byte for byte (their

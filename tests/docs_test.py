@@ -15,8 +15,7 @@ from running import ROOT, Fork, finish
 
 # what they need is not here: data, hosts, a GPU, many minutes; tests of their own try these
 ELSEWHERE = re.compile(r"DIR\b|host1:|scripts/(benchmark|scaling|speedrun)\.py")
-PAGES = ("data", "export", "train", "predict", "search", "compare", "scaling")
-QUICK = PAGES[:2]
+PAGES = ("data", "train", "predict", "export", "search", "compare", "scaling")
 
 
 def commands(page):
@@ -38,7 +37,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=[pytest.mark.long] * (page not in QUICK)) for page in PAGES]
+    "page", [pytest.param(page, marks=[pytest.mark.long] * (page != "data")) for page in PAGES]
 )
 def test_commands_run_as_they_stand(page, folder, cache):
     with contextlib.ExitStack() as background:

@@ -10,8 +10,9 @@ from running import ROOT, copy_checkout
 
 
 @pytest.mark.slow
-def test_the_page_can_be_followed(tmp_path):
+def test_the_page_can_be_followed(cache, monkeypatch, tmp_path):
     """Its files and changes in a copy of the checkout; then its commands, as they stand."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache))
     copy_checkout(tmp_path)
     (tmp_path / ".venv").symlink_to(sys.prefix)
     page = (ROOT / "docs" / "extend.md").read_text()

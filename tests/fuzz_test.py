@@ -132,10 +132,18 @@ def watch(tmp_path_factory):
         limits = {"seconds": SECONDS, "bytes": BOUND, "bytes_of_an_image": IMAGE_BOUND}
         before = workdir.read_json(os.environ["FUZZ_RESULT"]) or {}  # of the other readers
         commit = environment()["commit"]
-        now = {reader: {**outcome, "commit": commit} for reader, outcome in OUTCOMES.items()}
-        readers = {**before.get("readers", {}), **now}
+        readers = before.get("readers", {})
+        for reader, outcome in OUTCOMES.items():
+            readers[reader] = {**in_all(readers.get(reader, {}), outcome), "commit": commit}
         found = {"limits": limits, "readers": readers, **environment()}
         workdir.write_json(os.environ["FUZZ_RESULT"], found)
+
+
+def in_all(before, now):
+    """The figures of a reader over all runs: sums, but for what is the largest."""
+    largest = {key: max(before.get(key, 0), now[key]) for key in ("slowest_seconds", "peak_bytes")}
+    added = ("inputs", "reads", "refused", "seconds")
+    return {**now, **{key: before.get(key, 0) + now[key] for key in added}, **largest}
 
 
 def fuzz(reader, inputs, check, once_failed=None):

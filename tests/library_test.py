@@ -11,7 +11,7 @@ from running import ROOT, copy_checkout
 
 
 @pytest.mark.slow
-def test_the_readmes_example_runs_with_what_pip_installs(tmp_path):
+def test_the_readmes_example_runs_with_what_pip_installs(cache, tmp_path):
     source, target, elsewhere = (tmp_path / name for name in ("source", "target", "elsewhere"))
     copy_checkout(source)
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
@@ -22,7 +22,11 @@ def test_the_readmes_example_runs_with_what_pip_installs(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", f"{code}\nimport cifar_jax; print(cifar_jax.__file__)"],
         cwd=elsewhere,
-        env={**os.environ, "PYTHONPATH": str(target)},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(target),
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+        },
         capture_output=True,
         text=True,
         timeout=200,

@@ -21,7 +21,8 @@ from running import (
     result,
 )
 
-from cifar_jax import data
+from cifar_jax import InputError, data
+from cifar_jax import workdir as files
 
 
 def test_a_run_leaves_what_the_contract_says(reference):
@@ -320,6 +321,16 @@ def test_a_workdir_with_another_run_is_left_alone(reference, program):
     process = program(*QUICK, "--config.seed=7", f"--workdir={reference}")
     refused(process, "another config (seed is 0 there, 7 here)")
     assert (reference / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_field_that_an_older_run_lacks_counts_as_its_default(reference, tmp_path):
+    kept = json.loads((reference / "config.json").read_text())
+    del kept["config"]["ghost_batches"], kept["config"]["data"]["split_seed"]
+    (tmp_path / "config.json").write_text(json.dumps(kept))
+    config = json.loads((reference / "config.json").read_text())["config"]
+    files.check_config(tmp_path, config, ())
+    with pytest.raises(InputError, match="ghost_batches is 1 there, 2 here"):
+        files.check_config(tmp_path, {**config, "ghost_batches": 2}, ())
 
 
 @pytest.mark.case(27, 29)

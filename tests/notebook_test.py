@@ -8,7 +8,8 @@ from running import ROOT
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of jupyter's own
-def test_the_tour(monkeypatch):
+def test_the_tour(cache, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache))
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     notebook = nbformat.read(ROOT / "notebooks" / "tour.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)  # none is committed

@@ -74,10 +74,10 @@ def test_an_epoch_that_was_not_reached_counts_as_no_image_right():
         {"eval_accuracy": [10.0, 30.0], "status": "done"},
         {"eval_accuracy": [20.0], "status": "diverged"},
     ]
-    assert search.measure(replicas, seeds=2)[0] == {
+    assert search.measure(replicas, seeds=2, epochs=2)[0] == {
         **{"accuracy": 15.0, "eval_accuracy": [[10.0, 30.0], [20.0]], "diverged": 1}
     }
-    assert [m["accuracy"] for m in search.measure(replicas, seeds=1)] == [20.0, 10.0]
+    assert [m["accuracy"] for m in search.measure(replicas, seeds=1, epochs=2)] == [20.0, 10.0]
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,9 @@ def test_replicas_are_the_runs_by_themselves_bit_for_bit(reference, program, tmp
         workdir.check_config(tmp_path / "many", {}, ())
 
 
-@pytest.mark.parametrize("strategy", seeds.STRATEGIES)
+@pytest.mark.parametrize(
+    "strategy", ["sequence", "map", pytest.param("vmap", marks=pytest.mark.long)]
+)
 def test_replicas_spread_over_devices_train_as_one_alone(strategy):
     """Three replicas on eight devices, one with another learning rate; the tolerance is that of
     other orders of summation over three steps."""

@@ -320,7 +320,7 @@ def test_twins_have_the_same_tensors(name):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.long] * (name not in ("vgg", "convnet")))
+        pytest.param(name, marks=[pytest.mark.long] * (name != "convnet"))
         for name in torch_twin.TWINS
     ],
 )
