@@ -317,8 +317,8 @@ def faults():
             rows += [
                 "",
                 f"Resident memory of a run of {memory['epochs']:,} epochs, a save each: "
-                f"{memory['settled']:.0f} MiB after a fifth of them, {memory['end']:.0f} MiB at "
-                "the end.",
+                f"{memory['settled']:.0f} MiB in the second fifth of them, "
+                f"{memory['end']:.0f} MiB in the last (medians).",
             ]
     path = ROOT / "results" / "fuzz.json"
     if path.exists():
