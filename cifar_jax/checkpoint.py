@@ -238,8 +238,11 @@ class Checkpoints:
                 print(f"passed over: {error}", file=sys.stderr)
                 continue
             return state.replace(step=jax.device_put(np.int32(step), self.sharding))
-        kind = "sound" if ranked else "evaluated"
-        raise InputError(f"{self.manager.directory} holds no {kind} checkpoint")
+        if ranked:
+            raise InputError(f"{self.manager.directory} holds no sound checkpoint")
+        raise InputError(
+            f"{self.manager.directory} holds no evaluated checkpoint: train to the end of an epoch"
+        )
 
     def _metrics(self, step):
         try:

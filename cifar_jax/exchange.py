@@ -6,7 +6,7 @@ import pathlib
 import jax
 import numpy as np
 from jax import export
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from cifar_jax import InputError, data, meant_file, weights
 from cifar_jax import workdir as files
@@ -104,7 +104,8 @@ def _write_torch(path, config, trained):
 
 def _write_safetensors(path, config, trained):
     metadata = {"format": "pt", "model": config.model.name}
-    save_file(_state_dict(config, trained)[1], path, metadata=metadata)
+    # not save_file, which makes it this user's alone
+    path.write_bytes(save(_state_dict(config, trained)[1], metadata=metadata))
 
 
 def _write_program(path, config, trained):

@@ -385,5 +385,6 @@ def _check(config):
     phases = config.schedule.get("epochs")
     if phases and sum(phases) != config.epochs:
         raise InputError(
-            f"config.epochs {config.epochs} is not the sum of the phases {tuple(phases)}"
+            f"config.epochs {config.epochs} is not the sum of the phases, config.schedule.epochs "
+            f"{tuple(phases)}; to stop earlier set config.stop_after"
         )

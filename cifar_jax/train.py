@@ -63,6 +63,10 @@ def train_and_evaluate(config, workdir):
             "(config.optim.clip_norm) or go on with --config.on_nonfinite=rollback",
             file=sys.stderr,
         )
+    elif status == "interrupted":
+        print(f"interrupted at step {result['steps']}; the same command goes on from there")
+    else:
+        print(f"{status} at epoch {result['epochs']:g}: test {result['test']['accuracy']:.2f} %")
     return result
 
 
@@ -94,6 +98,8 @@ def evaluate(config, workdir):
         f"top-5 {evaluation['top5']:.2f} %  loss {evaluation['loss']:.4f}  "
         f"(epoch {evaluation['epoch']:g})"
     )
+    if "tta" in evaluation:
+        print(f"with {evaluation['tta']} views: accuracy {evaluation['accuracy_tta']:.2f} %")
     return evaluation
 
 

@@ -192,10 +192,10 @@ def check_config(path, config, free_fields, mode="train"):
     )
     if differing:
         name = differing[0]
-        more = f" and {len(differing) - 1} more fields differ" if differing[1:] else ""
+        more = f", and so differ {', '.join(differing[1:4])}" if differing[1:] else ""
         raise InputError(
             f"{path} holds a run with another config ({name} is {old.get(name)!r} there, "
-            f"{new.get(name)!r} here{more}); choose another workdir"
+            f"{new.get(name)!r} here{more}); name the same fields as it, or another workdir"
         )
 
 
