@@ -100,11 +100,6 @@ def _eval_loss(metrics):
     return loss if isinstance(loss, float) and math.isfinite(loss) else math.inf
 
 
-def _model(state):
-    """The item `model` of a TrainState."""
-    return {"params": state.params, "batch_stats": state.batch_stats}
-
-
 def _training(state, epoch_metrics):
     """The item `training` of a TrainState and the sums of its epoch."""
     slow = {} if state.slow is None else {"slow": state.slow}  # only where there is lookahead
@@ -192,7 +187,7 @@ class Checkpoints:
         Raises InputError if the disk has no room or the save before did not reach it.
         """
         step = int(state.step)
-        model, training = _model(state), _training(state, epoch_metrics)
+        model, training = state.variables, _training(state, epoch_metrics)
         loss = _eval_loss({} if eval_loss is None else {"eval_loss": eval_loss})
         if step in self.manager.all_steps():
             return
@@ -252,7 +247,7 @@ class Checkpoints:
 
     def restore_model(self, step, state):
         """`state` with the params and batch_stats of checkpoint `step`."""
-        return state.replace(**self._restore(step, model=_model(state))["model"])
+        return state.replace(**self._restore(step, model=state.variables)["model"])
 
     def restore_latest(self, state, epoch_metrics):
         """(state, epoch_metrics, meta) of the newest sound checkpoint; None if there is none.
@@ -266,7 +261,7 @@ class Checkpoints:
         for step in steps:
             training = _training(state, epoch_metrics)
             try:
-                items = self._restore(step, model=_model(state), training=training)
+                items = self._restore(step, model=state.variables, training=training)
             except DamagedCheckpoint as error:
                 damaged.append((step, error))
                 continue

@@ -93,7 +93,7 @@ def export_best(config, workdir, format):
 def _state_dict(config, trained):
     """(Flax variables, PyTorch's state_dict), numpy."""
     state = trained.state
-    variables = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
+    variables = jax.device_get(state.variables)
     step = int(state.step)
     return variables, weights.to_state_dict(config.model.name, trained.model, variables, step=step)
 
@@ -193,7 +193,7 @@ def import_weights(config, workdir, source):
             raise InputError(f"{path} holds a run already ({used[0]}); choose another workdir")
         exp = make_experiment(config)
         state = exp.init_state()
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        variables = state.variables
         taken = weights.from_state_dict(config.model.name, exp.model, variables, state_dict)
         taken = jax.device_put(taken, exp.placement)
         state = state.replace(**taken, slow=None if state.slow is None else taken)

@@ -244,7 +244,7 @@ class Replicas(Run):
         self.row_chunks = self.put(self.rows)
         super().__init__(exp, path, checkpoints)
         self.finite = jax.jit(all_finite if self.alone else jax.vmap(all_finite))
-        self.best = tuple(jax.tree.map(jnp.copy, _weights(chunk)) for chunk in self.state)
+        self.best = tuple(jax.tree.map(jnp.copy, chunk.variables) for chunk in self.state)
 
     def put(self, tree):
         """The chunks of arrays [replicas, ...]."""
@@ -386,7 +386,7 @@ class Replicas(Run):
             records.append(record)
         self.records += records
         chunks = zip(self.put(better), self.state, self.best, strict=True)
-        self.best = tuple(_chosen(mask, _weights(state), best) for mask, state, best in chunks)
+        self.best = tuple(_chosen(mask, state.variables, best) for mask, state, best in chunks)
         files.append_metrics(self.path / "metrics.jsonl", *records)
         self.metrics, self.train_seconds = self.no_metrics, 0.0
         losses, accuracies = ([r[key] for r in records] for key in ("train_loss", "eval_accuracy"))
@@ -464,7 +464,7 @@ class Replicas(Run):
         steps = self.put(np.array([r["step"] if r else self.step for r in records], np.int32))
         has_best = self.put(np.array([r is not None for r in records]))
         states = tuple(
-            state.replace(step=step, **_chosen(mask, best, _weights(state)))
+            state.replace(step=step, **_chosen(mask, best, state.variables))
             for state, step, mask, best in zip(self.state, steps, has_best, self.best, strict=True)
         )
         known = now and exp.validation is None and not any(records)
@@ -507,10 +507,6 @@ def summarize(replicas):
         )
         first = good if first is None else first
     return found
-
-
-def _weights(state):
-    return {"params": state.params, "batch_stats": state.batch_stats}
 
 
 @jax.jit

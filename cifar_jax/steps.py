@@ -24,6 +24,11 @@ class TrainState(struct.PyTreeNode):
     key: jax.Array
     slow: dict | None = None
 
+    @property
+    def variables(self):
+        """{params, batch_stats}: what the model is applied with."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
 
 def init_state(key, model, tx, image_shape=(32, 32, 3), images=None, lookahead=False):
     """A fresh TrainState; `vmap` over keys gives many seeds.
@@ -216,9 +221,8 @@ def make_predict(model, *, transform, tta="none"):
     evaluation mode, averaged over the views `tta` (average_views)."""
 
     def predict(state, key, images):
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
         logits = average_views(
-            lambda x: model.apply(variables, x, train=False), transform(key, images), tta
+            lambda x: model.apply(state.variables, x, train=False), transform(key, images), tta
         )
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 

@@ -76,7 +76,7 @@ class Sides:
 
     def state_dict(self, state):
         """{PyTorch's name: numpy array} of the weights and statistics of `state`."""
-        variables = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
+        variables = jax.device_get(state.variables)
         return weights.to_state_dict(self.name, self.exp.model, variables)
 
     def torch_batch(self, state, step):

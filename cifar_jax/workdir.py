@@ -180,11 +180,8 @@ def check_config(path, config, free_fields, mode="train"):
         raise InputError(
             f"{path} holds a run of mode {before['mode']!r}, not {mode!r}; choose another workdir"
         )
-    from configs.base import get_config
-
-    default = json.loads(get_config().to_json_best_effort())
     old, new = (flatten(_finite(c)) for c in (before["config"], config))
-    old = {**{name: v for name, v in flatten(default).items() if name in new}, **old}
+    old = {**{name: value for name, value in defaults().items() if name in new}, **old}
     differing = sorted(
         name
         for name in old.keys() | new.keys()
@@ -272,6 +269,13 @@ def _finite(value):
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def defaults():
+    """{dotted name: value} of configs/base.py."""
+    from configs.base import get_config
+
+    return flatten(json.loads(get_config().to_json_best_effort()))
 
 
 def flatten(tree, prefix=""):

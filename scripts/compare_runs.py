@@ -22,7 +22,6 @@ import numpy as np  # noqa: E402
 
 from cifar_jax import InputError, page, significance  # noqa: E402
 from cifar_jax import workdir as files  # noqa: E402
-from configs import base  # noqa: E402
 
 LEVEL = 0.05
 NEEDED = ("status", "model", "seed", "dataset", "epochs", "seconds", "device", "test")
@@ -89,8 +88,7 @@ def make_run(path, result, config, records, folder=None):
     for name in LOGGED:
         if not all(isinstance(r, dict) and name in r for r in records or []):
             raise InputError(f"{path} cannot be read: its metrics.jsonl lacks {name!r} in a line")
-    defaults = json.loads(base.get_config().to_json_best_effort())
-    fields = {**files.flatten(defaults), **files.flatten(config)}
+    fields = {**files.defaults(), **files.flatten(config)}
     for name in [n for n in fields if n == "seed" or {n, n.split(".")[0]} & {*files.FREE_FIELDS}]:
         del fields[name]
     return {

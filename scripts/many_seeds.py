@@ -21,9 +21,9 @@ sys.path.insert(0, str(ROOT))
 
 from cifar_jax import InputError  # noqa: E402
 from cifar_jax import workdir as files  # noqa: E402
+from cifar_jax.seeds import STRATEGIES  # noqa: E402
 from cifar_jax.significance import interval  # noqa: E402
 
-STRATEGIES = ("sequence", "map", "vmap")
 SAME = ("epochs", "best", "last", "test", "per_class")
 
 

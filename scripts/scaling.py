@@ -25,6 +25,7 @@ import time  # noqa: E402
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
+from benchmark import CONFIGS  # noqa: E402
 from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 
 from cifar_jax import compilation, flops, sharding, timing  # noqa: E402
@@ -32,8 +33,6 @@ from cifar_jax import workdir as files  # noqa: E402
 from cifar_jax.experiment import environment, make_experiment  # noqa: E402
 from cifar_jax.steps import make_batches  # noqa: E402
 
-CONFIGS = {name: name for name in ("vgg", "convnet", "resnet", "mixture", "dilated")}
-CONFIGS["airbench"] = "speedrun"
 KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
 SIZES = {"train": 50_000, "test": 64}
 # Assumed for the expected efficiency, from data sheets: an H200's dense bfloat16 peak, of which
