@@ -167,8 +167,7 @@ def finished_result(workdir, config, mode="train"):
 
 def check_config(path, config, free_fields, mode="train"):
     """Raise InputError unless the run in `path` is of this mode (absent: train) and has `config`,
-    `free_fields` aside. A field that it lacks, for it is older, counts as configs/base.py has it.
-    """
+    `free_fields` aside."""
     before = read_json(path / "config.json")
     if before is None:
         raise InputError(f"{path} holds no run: it has no config.json")
@@ -180,20 +179,27 @@ def check_config(path, config, free_fields, mode="train"):
         raise InputError(
             f"{path} holds a run of mode {before['mode']!r}, not {mode!r}; choose another workdir"
         )
-    old, new = (flatten(_finite(c)) for c in (before["config"], config))
-    old = {**{name: value for name, value in defaults().items() if name in new}, **old}
-    differing = sorted(
-        name
-        for name in old.keys() | new.keys()
-        if not {name, name.split(".")[0]} & {*free_fields} and old.get(name) != new.get(name)
-    )
+    differing = differences(before["config"], config, free_fields)
     if differing:
-        name = differing[0]
-        more = f", and so differ {', '.join(differing[1:4])}" if differing[1:] else ""
+        (name, (old, new)), *others = differing.items()
+        more = f", and so differ {', '.join(name for name, _ in others[:3])}" if others else ""
         raise InputError(
-            f"{path} holds a run with another config ({name} is {old.get(name)!r} there, "
-            f"{new.get(name)!r} here{more}); name the same fields as it, or another workdir"
+            f"{path} holds a run with another config ({name} is {old!r} there, {new!r} here{more}); "
+            "name the same fields as it, or another workdir"
         )
+
+
+def differences(before, config, free_fields=()):
+    """{dotted name: (value before, value now)} of the fields in which two configs (nested dicts)
+    differ, `free_fields` and the sections so named aside, in order of the names. A field that
+    `before` lacks, for it is older, counts as configs/base.py has it."""
+    old, new = (flatten(_finite(c)) for c in (before, config))
+    old = {**{name: value for name, value in defaults().items() if name in new}, **old}
+    return {
+        name: (old.get(name), new.get(name))
+        for name in sorted(old.keys() | new.keys())
+        if not {name, name.split(".")[0]} & {*free_fields} and old.get(name) != new.get(name)
+    }
 
 
 def data_of(path):

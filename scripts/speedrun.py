@@ -142,10 +142,14 @@ def speedrun(arguments):
     recipe["data"].pop("dir")
     found = files.read_json(arguments.out) or {"runs": [], "sessions": []}
     here = environment()
-    same = {"config": recipe, "device": here["device"]}
-    differing = [key for key in same if found["runs"] and found.get(key) != same[key]]
-    if differing:
-        raise InputError(f"{arguments.out} holds runs of another {differing[0]}; choose another")
+    if found["runs"]:
+        differing = [*files.differences(found["config"], recipe)]
+        if found["device"] != here["device"]:
+            differing.append("device")
+        if differing:
+            raise InputError(
+                f"{arguments.out} holds other runs: {', '.join(differing[:3])} differ; choose another"
+            )
     out = files.writable(pathlib.Path(arguments.out).parent) / pathlib.Path(arguments.out).name
     done = {run["seed"] for run in found["runs"]}
     seeds = range(arguments.seed0, arguments.seed0 + arguments.runs)
@@ -154,7 +158,7 @@ def speedrun(arguments):
         race = Race(make_experiment(config))
         print(f"compiled in {race.compile_seconds:.1f} s", flush=True)
         session = {"compile_seconds": race.compile_seconds, **here}
-        found |= {**same, "dataset": race.exp.provenance}
+        found |= {"config": recipe, "device": here["device"], "dataset": race.exp.provenance}
         found["sessions"].append(session)
     for seed in missing:
         run = {**race.run(seed), "session": len(found["sessions"]) - 1}

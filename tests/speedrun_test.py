@@ -41,6 +41,9 @@ def test_runs_are_kept_and_the_missing_ones_added(race, tmp_path, program):
     one = json.loads((tmp_path / "runs.json").read_text())
     assert [run["seed"] for run in one["runs"]] == [4]
     assert one["summary"]["accuracy"]["multicrop"]["interval"] is None
+    for field in ("ghost_batches", "seeds"):  # as if from before these were fields
+        del one["config"][field]
+    (tmp_path / "runs.json").write_text(json.dumps(one))
     again = race("--runs=3", "--seed0=3")
     assert again.returncode == 0, again.stderr
     three = json.loads((tmp_path / "runs.json").read_text())
@@ -62,4 +65,4 @@ def test_runs_are_kept_and_the_missing_ones_added(race, tmp_path, program):
     other = race("--runs=3", "--seed0=3", "--dtype=bfloat16")
     assert other.returncode == 2
     assert other.stderr.splitlines()[-1].startswith("speedrun.py: ")
-    assert "holds runs of another config" in other.stderr
+    assert "holds other runs: model.dtype differ" in other.stderr
