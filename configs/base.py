@@ -125,7 +125,45 @@ def get_config():
     return c
 
 
-def without_variants(name, variant):
-    """For configs that have no variant: refuse one."""
-    if variant:
-        raise ValueError(f"configs/{name}.py has no variant {variant!r}")
+def tune(c, *, epochs, peak_lr, weight_decay, batch_size=512, cutout=8):
+    """Give `c` one recipe for every network, after Page's and airbench's: Nesterov SGD on the mean
+    loss with smoothed labels, a triangle of learning rates, lookahead, alternating flip, random
+    crop and a cutout of `cutout` pixels a side (0: none)."""
+    c.epochs = epochs
+    c.batch_size = batch_size
+    c.drop_last = True
+    c.alternating_flip = True
+    c.loss = {"reduction": "mean", "label_smoothing": 0.2}
+    c.optim.name = "sgd"
+    c.optim.momentum = 0.9
+    c.optim.nesterov = True
+    c.optim.weight_decay = weight_decay
+    c.optim.clip_value = None
+    c.schedule = {
+        "name": "triangle",
+        "peak_lr": peak_lr,
+        "pct_start": 0.2,
+        "start_factor": 0.1,
+        "end_factor": 0.01,
+    }
+    c.lookahead.every = 5
+    c.augment.ops = ("normalize", "random_crop")
+    c.augment.random_crop = {"padding": 4, "mode": "reflect"}
+    if cutout:
+        c.augment.ops += ("coarse_dropout",)
+        # the grey of the mean, which is 0 after normalisation
+        c.augment.coarse_dropout = {
+            "min_size": cutout,
+            "max_size": cutout,
+            "fill": 0.0,
+            "p": 1.0,
+        }
+    c.eval.augmented = False
+    c.eval.tta = "mirror"
+
+
+def check_variant(name, variant, *known):
+    """ValueError unless `variant` is "" or one of those that configs/NAME.py knows."""
+    if variant not in ("", *known):
+        has = f"; it has: {', '.join(known)}" if known else ""
+        raise ValueError(f"configs/{name}.py has no variant {variant!r}{has}")

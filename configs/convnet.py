@@ -4,12 +4,12 @@ Original (iVishalr/cifar10-pytorch, 300 + 100 epochs): 87.27 % in its log (its R
 measured with dropout on). Ours: see the README's table.
 """
 
+from configs.base import check_variant
 from configs.base import get_config as base
-from configs.base import without_variants
 
 
 def get_config(variant=""):
-    without_variants("convnet", variant)
+    check_variant("convnet", variant)
     c = base()
     c.model.name = "convnet"
     c.epochs = 400

@@ -6,12 +6,12 @@ too; for the clean test set: --mode=evaluate --config.eval.augmented=False. Ours
 table.
 """
 
+from configs.base import check_variant
 from configs.base import get_config as base
-from configs.base import without_variants
 
 
 def get_config(variant=""):
-    without_variants("dilated", variant)
+    check_variant("dilated", variant)
     c = base()
     c.seed = 1
     c.model.name = "dilated"

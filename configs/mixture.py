@@ -5,12 +5,12 @@ epochs): 92.00 %. `configs/mixture.py:sequential` is the literal reading of its 
 convolutions in sequence in a block. Ours: see the README's table.
 """
 
+from configs.base import check_variant
 from configs.base import get_config as base
 
 
 def get_config(variant=""):
-    if variant not in ("", "sequential"):
-        raise ValueError(f"configs/mixture.py has no variant {variant!r}; it has: sequential")
+    check_variant("mixture", variant, "sequential")
     c = base()
     # With PyTorch's initialisation all three ReLU gates of a block can be shut for every image;
     # such a network starts without a gradient (so begin seeds 0, 1 and 5 of 0..7; the original

@@ -3,12 +3,12 @@
 A narrow ResNet on scikit-learn's handwritten digits (1,797 real images, enlarged to 32x32x3).
 """
 
+from configs.base import check_variant
 from configs.base import get_config as base
-from configs.base import without_variants
 
 
 def get_config(variant=""):
-    without_variants("quickstart", variant)
+    check_variant("quickstart", variant)
     c = base()
     c.data.name = "digits"
     c.model.name = "resnet"

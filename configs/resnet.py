@@ -3,12 +3,12 @@
 Original (Sualeh77/ERAV1S10, 24 epochs): test 92.87 %. Ours: see the README's table.
 """
 
+from configs.base import check_variant, tune
 from configs.base import get_config as base
-from configs.base import without_variants
 
 
 def get_config(variant=""):
-    without_variants("resnet", variant)
+    check_variant("resnet", variant, "tuned", "short")
     c = base()
     c.seed = 1
     c.model.name = "resnet"
@@ -38,4 +38,8 @@ def get_config(variant=""):
         "fill": (0.4914, 0.4822, 0.4465),
         "p": 0.5,
     }
+    if variant == "tuned":
+        tune(c, epochs=24, peak_lr=0.4, weight_decay=5e-4)
+    if variant == "short":
+        tune(c, epochs=8, peak_lr=0.4, weight_decay=5e-4, cutout=0)
     return c

@@ -5,6 +5,7 @@ airbench94 (KellerJordan/cifar10-airbench, arXiv 2404.00498): published mean 94.
 scripts/speedrun.py; what they reached lies in results/speedrun/.
 """
 
+from configs.base import check_variant
 from configs.base import get_config as base
 
 BATCH_SIZE = 1024
@@ -15,8 +16,7 @@ KILOSTEP = 1024 * (1 + 1 / (1 - MOMENTUM))
 
 
 def get_config(variant=""):
-    if variant not in ("", "96"):
-        raise ValueError(f"configs/speedrun.py has no variant {variant!r}; it has: 96")
+    check_variant("speedrun", variant, "96")
     c = base()
     c.model.name = "airbench"
     c.model.widths = (64, 256, 256)

@@ -3,12 +3,12 @@
 Original (ZiadHelal/pytorch-cifar10, 120 epochs): test 88.24 %. Ours: see the README's table.
 """
 
+from configs.base import check_variant
 from configs.base import get_config as base
-from configs.base import without_variants
 
 
 def get_config(variant=""):
-    without_variants("vgg", variant)
+    check_variant("vgg", variant)
     c = base()
     c.model.name = "vgg"
     # BatchNorm's running variance as PyTorch keeps it; False: as Flax does
