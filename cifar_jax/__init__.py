@@ -21,9 +21,10 @@ def one_line(text, most=2000):
     return "".join(c if c.isprintable() else "?" for c in line[:most])
 
 
-def meant(word, known):
-    """'; did you mean X?' where one of the names `known` is close to `word`, else ''."""
-    close = difflib.get_close_matches(str(word), map(str, known), n=1)
+def meant(word, known, cutoff=0.6):
+    """'; did you mean X?' where one of the names `known` is as close to `word` as `cutoff` (1: the
+    same; see difflib), else ''."""
+    close = difflib.get_close_matches(str(word), map(str, known), n=1, cutoff=cutoff)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
@@ -31,6 +32,6 @@ def meant_file(path):
     """As meant, of the names in the folder that should hold `path`."""
     try:
         beside = itertools.islice(pathlib.Path(path).parent.iterdir(), 10_000)
-        return meant(pathlib.Path(path).name, [place.name for place in beside])
+        return meant(pathlib.Path(path).name, [place.name for place in beside], cutoff=0.8)
     except OSError:
         return ""

@@ -300,7 +300,8 @@ def sample_images(train, augment, normalization, class_names, seed, columns=10):
     """What report.draw_samples draws, uint8: images by class, and a few under the augmentation.
 
     by_class [C, columns, H, W, 3], white where a class has fewer images; augmented
-    [8, columns, H, W, 3], the original first; augmented_names [8]. `normalization` (mean, std) is
+    [A, columns, H, W, 3] of the first A = min(C, columns) classes, the original first;
+    augmented_names [A]. `normalization` (mean, std) is
     undone for the eye.
     """
     images, labels = np.asarray(train.images), np.asarray(train.labels)
@@ -310,7 +311,7 @@ def sample_images(train, augment, normalization, class_names, seed, columns=10):
         found = np.flatnonzero(labels == c)
         chosen = rng.choice(found, min(columns, len(found)), replace=False)
         row[: len(chosen)] = images[chosen]
-    originals = by_class[:8, 0]
+    originals = by_class[:columns, 0]
     keys = jax.random.split(jax.random.key(seed), columns - 1)
     versions = np.stack([np.asarray(jax.jit(augment)(key, originals)) for key in keys], 1)
     shown = (versions * np.asarray(normalization["std"]) + np.asarray(normalization["mean"])) * 255
@@ -318,7 +319,7 @@ def sample_images(train, augment, normalization, class_names, seed, columns=10):
     return {
         "by_class": by_class,
         "augmented": np.concatenate([originals[:, None], shown], 1),
-        "augmented_names": class_names[:8],
+        "augmented_names": class_names[:columns],
     }
 
 

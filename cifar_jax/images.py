@@ -1,5 +1,6 @@
 """Image files as pixels: what predict looks at, and what own data are made of."""
 
+import functools
 import pathlib
 import warnings
 
@@ -33,7 +34,7 @@ def read_image(path, size=None):
         place = pathlib.Path(path).expanduser()
         with (
             warnings.catch_warnings(action="ignore"),  # Pillow's doubts about what it can read
-            Image.open(place, formats=FORMATS) as image,
+            Image.open(place, formats=_formats()) as image,
         ):
             if image.width * image.height > PIXELS:
                 raise InputError(f"{path} (more than {PIXELS / 1e6:.0f} million pixels)")
@@ -78,6 +79,13 @@ def files_of(path):
     if not found:
         raise InputError(f"{path} holds no files")
     return found
+
+
+@functools.cache
+def _formats():
+    """Those of FORMATS that this build of Pillow knows: with others it raises KeyError."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _hidden(path):

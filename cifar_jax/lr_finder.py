@@ -1,5 +1,7 @@
 """--mode=lr_find: the learning-rate range test (Smith 2015), as system 002 used it."""
 
+import sys
+
 import jax
 import numpy as np
 
@@ -12,6 +14,7 @@ from cifar_jax.steps import repeat
 RAMPS = {"exponential": "exponential_ramp", "linear": "linear_ramp"}
 SMOOTHING = 0.9  # share of the old value in the running mean of the loss
 SKIP_START, SKIP_END = 10, 5  # steps
+FALL = 0.05  # of the smoothed loss; with less there was nothing to learn from
 DIVERGED = 4.0  # times the best smoothed loss: there the test ends
 
 
@@ -78,6 +81,13 @@ def find_learning_rate(config, workdir):
     told = [f"{name} {rate:.3g}" for name, rate in suggestions.items() if rate is not None]
     few = f"none, {len(rates)} steps are too few"
     print(f"suggested learning rates: {', '.join(told) or few}")
+    if told and min(smoothed) > (1 - FALL) * smoothed[SKIP_START]:
+        print(
+            f"the loss fell by less than {FALL:.0%}, from {smoothed[SKIP_START]:.4g} to "
+            f"{min(smoothed):.4g}: these say little; take more steps (config.lr_find.steps) or a "
+            "larger end_lr",
+            file=sys.stderr,
+        )
     return found
 
 

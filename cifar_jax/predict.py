@@ -21,9 +21,9 @@ def predict(config, workdir, images, as_json=False):
 
     `images`: paths joined by commas; of a folder all files in it and its folders, sorted. Whatever
     images.read_image reads, scaled to the run's image size on the shorter side, the middle cut out.
-    With `as_json` a line is {"file", "top": [{"class", "probability"}]}, or {"file", "error"}.
     Returns [(path, [(class name, probability)])]. A file that cannot be read is named on stderr and
-    passed over; InputError at the end says how many were.
+    passed over. With `as_json` a line is {"file", "top": [{"class", "probability"}]}, or {"file",
+    "error"} in place of what stderr has. InputError at the end says how many were.
     """
     if not all(images.split(",")):
         raise InputError("name image files or folders with --images=a.png,b.jpg,DIR")
@@ -64,4 +64,5 @@ def _tell(path, top, as_json):
 def _tell_error(path, error, as_json):
     if as_json:
         print(json.dumps({"file": str(path), "error": str(error)}), flush=True)
-    print(f"cannot read {error}", file=sys.stderr, flush=True)
+    else:
+        print(f"cannot read {error}", file=sys.stderr, flush=True)

@@ -93,9 +93,12 @@ def draw_lr_find(lr, loss, smoothed, suggestions, range):
             place = np.searchsorted(lr, rate)
             axes.axvline(rate, color=color, linestyle=dash, label=f"{name} {rate:.3g}")
             axes.plot(rate, smoothed[place], "o", color=color, markersize=5)
-    top = 1.5 * max(smoothed[: max(1, len(smoothed) // 2)], default=1.0)
+    low = min(smoothed, default=0.0)
+    span = max(smoothed[: max(1, len(smoothed) // 2)], default=1.0) - low
     scale = "log" if range == "exponential" else "linear"
-    axes.set(xscale=scale, xlabel="learning rate", ylabel="cross-entropy (nats)", ylim=(0, top))
+    axes.set(xscale=scale, xlabel="learning rate", ylabel="cross-entropy (nats)")
+    if span > 0:
+        axes.set_ylim(low - 0.15 * span, low + 1.5 * span)
     axes.set_title("Learning-rate range test")
     axes.legend()
     return figure
@@ -256,15 +259,17 @@ def draw_samples(samples, class_names):
     """{name: figure} of the sample grid (a row a class) and the augmented (original first)."""
     augmented = samples["augmented"]
     columns = ["original", *[""] * (augmented.shape[1] - 1)]
-    few = f", the first {MANY} of {len(class_names)} classes" if len(class_names) > MANY else ""
-    return {
-        "samples": draw_grid(
-            samples["by_class"][:MANY], class_names[:MANY], f"Training images{few}"
-        ),
-        "augmented": draw_grid(
-            augmented, samples["augmented_names"], "Training images under the augmentation", columns
-        ),
-    }
+    names = samples["augmented_names"]
+
+    def of(names):
+        few = len(names) < len(class_names)
+        return f", the first {len(names)} of {len(class_names)} classes" if few else ""
+
+    grid = draw_grid(
+        samples["by_class"][:MANY], class_names[:MANY], f"Training images{of(class_names[:MANY])}"
+    )
+    title = f"Training images under the augmentation{of(names)}"
+    return {"samples": grid, "augmented": draw_grid(augmented, names, title, columns)}
 
 
 def render(figures):

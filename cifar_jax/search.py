@@ -89,6 +89,11 @@ def make_ranges(config):
                 f"config.search.{name} must be the lowest and the highest value, above 0, not "
                 f"{settings[name]!r}"
             ) from error
+    if any(config.replicas[name] for name in VARIED):
+        raise InputError(
+            "a search sets config.replicas.lr and weight_decay itself; give config.search.lr and "
+            "weight_decay their ranges"
+        )
     if not ranges:
         raise InputError("config.search has neither a range of lr nor of weight_decay")
     make_replicas(config)

@@ -10,7 +10,6 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from cifar_jax import report, sharding
 from cifar_jax import workdir as files
@@ -23,6 +22,7 @@ from cifar_jax.experiment import (
     sample_images,
 )
 from cifar_jax.metrics import Metrics
+from cifar_jax.progress import progress
 from cifar_jax.tensorboard import TensorBoard
 
 PROFILED = 3  # steps in a trace
@@ -161,6 +161,7 @@ class Run:
         self.records = []
         self.train_seconds = 0.0  # of the epoch under way
         self.compile_seconds = 0.0
+        self.finish_seconds = 0.0  # of the last evaluations
         self.programs = {}
         self.rollbacks = ()  # the steps gone back to, one for each time
         self.log = None  # a TensorBoard where config.log asks for it
@@ -195,6 +196,8 @@ class Run:
             state, sums, meta = found
             self.take(state, sums)
             self.train_seconds = meta["train_seconds"]
+            before = meta.get("compile_seconds", 0.0)  # older checkpoints lack it
+            self.compile_seconds = max(before, self.compile_seconds)
             self.records = meta["records"]
             self.slow_down(meta["rollbacks"])
             files.remove(self.path / files.RESULTS[self.mode])  # until this run says how it ended
@@ -360,15 +363,11 @@ class Run:
         epoch = step // per_epoch
         first = exp.images_at(epoch * per_epoch)
         start, before = time.perf_counter(), self.train_seconds
-        bar = tqdm(
-            total=exp.images_at(min((epoch + 1) * per_epoch, exp.total_steps)) - first,
-            initial=exp.images_at(step) - first,
-            desc=f"epoch {epoch + 1}/{config.epochs:g}",
-            unit=" images",
-            unit_scale=True,
-            disable=not (sharding.is_writer() and sys.stderr.isatty()),
-            leave=False,
-            dynamic_ncols=True,
+        bar = progress(
+            f"epoch {epoch + 1}/{config.epochs:g}",
+            exp.images_at(min((epoch + 1) * per_epoch, exp.total_steps)) - first,
+            exp.images_at(step) - first,
+            sharding.is_writer(),
         )
         with bar, jax.transfer_guard("disallow"):
             for call in self.plan(step, end):
@@ -380,10 +379,11 @@ class Run:
                 now = self.total(previous)
                 if not math.isfinite(now.loss):
                     break
-                bar.update(count * size)
                 if not bar.disable:
-                    shown = now.summary()
-                    bar.set_postfix_str(f"loss {shown['loss']:.4f}, {shown['accuracy']:.2f} %")
+                    told = now.summary()
+                    told = f"loss {told['loss']:.4f}, {told['accuracy']:.2f} %"
+                    bar.set_postfix_str(told, refresh=False)
+                bar.update(count * size)
                 if interruption.requested:
                     break
             jax.block_until_ready(self.state)
@@ -455,6 +455,7 @@ class Run:
         """Save a checkpoint of the state and all that a resumed run needs beside it."""
         meta = {
             "train_seconds": self.train_seconds,
+            "compile_seconds": self.compile_seconds,
             "records": self.records,
             "rollbacks": self.rollbacks,
         }
@@ -467,7 +468,8 @@ class Run:
         """
         exp, config, step = self.exp, self.exp.config, self.step
         self.checkpoints.wait()
-        best_step = self.checkpoints.best_step()
+        best_step, start = self.checkpoints.best_step(), time.perf_counter()
+        compiled = self.compile_seconds
         last = figures_of(self.records[-1]) if self.records else None
         measured = {}
         if status != "interrupted":
@@ -492,8 +494,10 @@ class Run:
                 last = {"epoch": exp.epochs_at(step), **figures(now.summary())}
         best = next((figures_of(r) for r in self.records if r["step"] == best_step), last)
         if best_step == 0 and measured:  # imported weights, never bettered: no epoch has this
-            start = metrics if exp.validation is None else self.evaluate(state, self.eval_set)[0]
-            best = {"epoch": 0, **figures(start.summary())}
+            begin = metrics if exp.validation is None else self.evaluate(state, self.eval_set)[0]
+            best = {"epoch": 0, **figures(begin.summary())}
+        # of which the compilation of `evaluate`, if it was not needed before, counts as that
+        self.finish_seconds = time.perf_counter() - start - (self.compile_seconds - compiled)
         imported = files.read_json(self.path / "config.json").get("imported")
         result = {
             "status": status,
@@ -538,7 +542,7 @@ class Run:
     def seconds(self, records):
         """Seconds spent, of result.json; `records` has one of each epoch."""
         train = sum(self.images_of_epoch(r["step"]) / r["images_per_second"] for r in records)
-        evaluation = sum(r["seconds"] for r in records) - train
+        evaluation = sum(r["seconds"] for r in records) - train + self.finish_seconds
         train += self.train_seconds
         parts = {"compile": self.compile_seconds, "train": train, "eval": evaluation}
         return {**parts, "total": sum(parts.values())}

@@ -6,6 +6,12 @@ import re
 
 from cifar_jax import meant, one_line
 
+KINDS = {  # what the parsers of values say: what they wanted
+    "int()": "a whole number",
+    "to float": "a number",
+    "Non-boolean": "True or False",
+}
+
 
 def explain(error):
     """One sentence for what parsing the flags raised."""
@@ -17,6 +23,10 @@ def explain(error):
     missing = re.search(r"\[Errno 2\] No such file or directory: '([^']*)'", text)
     if missing:
         return _explain_file(missing[1])
+    value = re.match(r"flag --(config\.[\w.]+)=(.*?): (.*)$", text, re.DOTALL)
+    for sign, kind in KINDS.items():
+        if value and sign in value[3]:
+            return one_line(f"{value[1]} must be {kind}, not {value[2]!r}")
     choice = re.match(r"flag --\w+=(.*): value should be one of <(.*)>$", text, re.DOTALL)
     return one_line(text + (meant(choice[1], choice[2].split("|")) if choice else ""))
 

@@ -90,6 +90,7 @@ def only_writer(workdir):
     if not sharding.is_writer():
         yield existing(workdir)
         return
+    fresh = not os.path.exists(absolute(workdir))  # noqa: PTH110 (Path.exists raises)
     path = writable(workdir)
     with open(path / "lock", "a+") as file:
         try:
@@ -101,10 +102,18 @@ def only_writer(workdir):
         except OSError:  # a filesystem without locks
             yield path
             return
+        if not os.fstat(file.fileno()).st_nlink:  # between open and flock a refused job tidied up
+            raise InputError(f"{path} was just removed by another process; start again")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
-        yield path
+        try:
+            yield path
+        except InputError:  # refused: of a folder made for it nothing is left
+            if fresh and [*path.iterdir()] == [path / "lock"]:
+                (path / "lock").unlink()
+                path.rmdir()
+            raise
 
 
 @sharding.by_writer
@@ -177,15 +186,16 @@ def check_config(path, config, free_fields, mode="train"):
         )
     if before.get("mode", "train") != mode:
         raise InputError(
-            f"{path} holds a run of mode {before['mode']!r}, not {mode!r}; choose another workdir"
+            f"{path} holds a run of mode {before['mode']!r}, not {mode!r}: its figures are in "
+            f"{RESULTS.get(before['mode'], 'it')}; choose another workdir"
         )
     differing = differences(before["config"], config, free_fields)
     if differing:
         (name, (old, new)), *others = differing.items()
         more = f", and so differ {', '.join(name for name, _ in others[:3])}" if others else ""
         raise InputError(
-            f"{path} holds a run with another config ({name} is {old!r} there, {new!r} here{more}); "
-            "name the same fields as it, or another workdir"
+            f"{path} holds a run with another config ({name} is {old!r} there, {new!r} "
+            f"here{more}); name the same fields as it, or another workdir"
         )
 
 

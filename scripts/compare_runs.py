@@ -200,7 +200,7 @@ def shown(value):
     """A config's value in a table."""
     if isinstance(value, list):
         return ", ".join(map(shown, value))
-    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def accuracies(group):
@@ -253,19 +253,18 @@ def judge(contrasts):
     for c in contrasts:
         p = c["p_value"]
         c["significant"] = p is not None and p < LEVEL
-        size = f"{abs(c['mean']):.2f} points"
+        size = f"{c['mean']:+.2f} points"
         if c["interval"]:
             size += f" (95 % interval {c['interval'][0]:+.2f} to {c['interval'][1]:+.2f}"
             size += ")" if p is None else f", p {page.p_value(p)})"
-        way = "more" if c["mean"] > 0 else "less"
+        way = "higher" if c["mean"] > 0 else "lower"
         if c["significant"]:
-            c["verdict"] = f"{c['label']} has {way} test accuracy than {c['baseline']}, by {size}."
+            told = f"{c['label']} has a {way} test accuracy than {c['baseline']}"
         elif p is None:
-            c["verdict"] = f"{c['label']} against {c['baseline']} is not tested: {size} {way}."
+            told = f"{c['label']} against {c['baseline']} is not tested"
         else:
-            c["verdict"] = (
-                f"No significant difference: {c['label']} has {size} {way} than {c['baseline']}."
-            )
+            told = f"No significant difference of {c['label']} to {c['baseline']}"
+        c["verdict"] = f"{told}: {size}."
         if len(tested) > 1 and p is not None:
             c["how"] += f"; p adjusted for {len(tested)} comparisons (Holm)"
         c["how"] = c["how"][0].upper() + c["how"][1:] + "."

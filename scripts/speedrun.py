@@ -148,7 +148,8 @@ def speedrun(arguments):
             differing.append("device")
         if differing:
             raise InputError(
-                f"{arguments.out} holds other runs: {', '.join(differing[:3])} differ; choose another"
+                f"{arguments.out} holds other runs: {', '.join(differing[:3])} differ; choose "
+                "another"
             )
     out = files.writable(pathlib.Path(arguments.out).parent) / pathlib.Path(arguments.out).name
     done = {run["seed"] for run in found["runs"]}

@@ -74,7 +74,7 @@ def test_groups_that_share_seeds_are_paired(make_run, tmp_path):
     groups, [found] = compared(runs, tmp_path)
     assert [(g["label"], len(g["runs"])) for g in groups] == [("optim adam", 3), ("optim sgd", 4)]
     assert found["p_value"] == pytest.approx(stats.ttest_rel(b, a).pvalue)
-    assert found["significant"] and "optim sgd has more test accuracy" in found["verdict"]
+    assert found["significant"] and "optim sgd has a higher test accuracy" in found["verdict"]
     assert "the 3 seeds that both have; 1 run without a partner left out" in found["how"]
     page = (tmp_path / "page.html").read_text()
     assert found["verdict"] in page and "NaN" not in page.split('id="data"')[1].split("</script")[0]
@@ -99,7 +99,7 @@ def test_single_runs_are_compared_image_by_image(make_run, tmp_path):
     assert found["mean"] == pytest.approx(10.0) and found["significant"]
     (runs[0] / "report" / "predictions.npz").unlink()
     _, [found] = compared(runs, tmp_path)
-    assert found["p_value"] is None and "is not tested: 10.00 points more" in found["verdict"]
+    assert found["p_value"] is None and "is not tested: +10.00 points" in found["verdict"]
 
 
 def test_replicas_of_one_workdir_are_runs(make_run, tmp_path):

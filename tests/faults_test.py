@@ -25,11 +25,11 @@ SIGKILL, SIGTERM, SIGINT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
 
 def places():
     """{name: (object, attribute)} of what a run calls, where a fault can strike."""
-    from cifar_jax import report, train
+    from cifar_jax import progress, report, train
 
     return {
         "compile": (train.Run, "compile"),
-        "step": (train.tqdm, "update"),  # once a step
+        "step": (progress.tqdm, "update"),  # once a step
         "evaluate": (train.Run, "end_epoch"),
         "log": (train.files, "append_metrics"),
         "save": (train.Checkpoints, "save"),

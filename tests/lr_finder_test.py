@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from running import QUICK, finish
 
 from cifar_jax.lr_finder import SKIP_END, SKIP_START, steepest, valley
 
@@ -21,6 +22,13 @@ def test_suggestions_of_a_known_curve():
     # against the rate itself the steepest fall lies where the rate is small
     linear = np.linspace(1e-3, 1, 200)
     assert steepest(linear, np.exp(-10 * linear), np.array) == linear[SKIP_START]
+
+
+@pytest.mark.slow
+def test_a_loss_that_hardly_falls_is_told(program, tmp_path):
+    ramp = ("--config.lr_find.end_lr=2e-6", "--config.lr_find.steps=20")
+    _, err = finish(program(*QUICK, "--mode=lr_find", *ramp, f"--workdir={tmp_path}"))
+    assert "the loss fell by less than 5%" in err and "these say little" in err
 
 
 def test_too_few_steps_suggest_nothing():

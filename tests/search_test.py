@@ -91,6 +91,7 @@ def test_an_epoch_that_was_not_reached_counts_as_no_image_right():
         ({"search.lr": (1e-3,)}, "lowest and the highest"),
         ({"search.lr": (), "search.weight_decay": ()}, "neither"),
         ({"search.epochs": 0.0}, "more than 0"),
+        ({"replicas.lr": (1e-3,)}, "sets config.replicas.lr and weight_decay itself"),
         ({"seeds": 0}, "at least 1"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
