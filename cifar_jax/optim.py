@@ -239,13 +239,35 @@ def make_lookahead(*, total_steps, every, decay, power):
     return lookahead
 
 
+def muon(b1, nesterov, b2, eps):
+    """Muon for convolutions, each kernel as the matrix [H * W * in, out]; Adam for what else there
+    is. Scaled to Adam's usual size of updates, so that one learning rate serves both
+    (arXiv 2502.16982)."""
+
+    def kernels(params):
+        matrix = optax.contrib.MuonDimensionNumbers((0, 1, 2), 3)
+        return jax.tree.map(lambda x: matrix if x.ndim == 4 else None, params)
+
+    return optax.contrib.muon(
+        -1.0,  # the sign alone: rate and decay follow in the chain
+        beta=b1,
+        nesterov=nesterov,
+        adam_b1=b1,
+        adam_b2=b2,
+        eps=eps,
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers=kernels,
+    )
+
+
 # name: (momentum or b1, nesterov, b2, eps) -> what becomes of a gradient
 MOMENTS = {
     "sgd": lambda momentum, nesterov, b2, eps: optax.trace(momentum, nesterov),
     "adam": lambda b1, nesterov, b2, eps: optax.scale_by_adam(b1, b2, eps),
     "adamw": lambda b1, nesterov, b2, eps: optax.scale_by_adam(b1, b2, eps),
+    "muon": muon,
 }
-DECOUPLED = ("adamw",)  # weight decay acts on the update; the others' on the gradient (L2)
+DECOUPLED = ("adamw", "muon")  # weight decay acts on the update; the others' on the gradient (L2)
 
 
 def make_optimizer(

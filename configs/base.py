@@ -53,14 +53,14 @@ def get_config():
     c.loss.label_smoothing = 0.0  # share of the target spread evenly over the classes
 
     c.optim = ConfigDict()
-    c.optim.name = "adam"  # sgd | adam (L2) | adamw (decoupled)
+    c.optim.name = "adam"  # sgd | adam (L2) | adamw | muon (both decoupled)
     c.optim.weight_decay = 0.0  # on every parameter
     c.optim.clip_value = config_dict.placeholder(float)  # clip each gradient element to +-this
     c.optim.clip_norm = config_dict.placeholder(float)  # clip the gradient's global norm to this
     c.optim.momentum = 0.9  # sgd
-    c.optim.nesterov = False  # sgd
+    c.optim.nesterov = False  # sgd, muon
     c.optim.norm_bias_factor = 1.0  # sgd: learning rate of BatchNorm's biases over that of the rest
-    c.optim.b1 = 0.9  # adam, adamw
+    c.optim.b1 = 0.9  # adam, adamw, muon
     c.optim.b2 = 0.999
     c.optim.eps = 1e-8
 
@@ -126,17 +126,17 @@ def get_config():
 
 
 def tune(c, *, epochs, peak_lr, weight_decay, batch_size=512, cutout=8):
-    """Give `c` one recipe for every network, after Page's and airbench's: Nesterov SGD on the mean
-    loss with smoothed labels, a triangle of learning rates, lookahead, alternating flip, random
-    crop and a cutout of `cutout` pixels a side (0: none)."""
+    """Give `c` one recipe for every network, after airbench's: Muon, smoothed labels, a triangle of
+    learning rates, lookahead, alternating flip, random crop and a cutout of `cutout` pixels a side
+    (0: none)."""
     c.epochs = epochs
     c.batch_size = batch_size
     c.drop_last = True
     c.alternating_flip = True
     c.loss = {"reduction": "mean", "label_smoothing": 0.2}
-    c.optim.name = "sgd"
-    c.optim.momentum = 0.9
+    c.optim.name = "muon"
     c.optim.nesterov = True
+    c.optim.b2 = 0.99
     c.optim.weight_decay = weight_decay
     c.optim.clip_value = None
     c.schedule = {
