@@ -267,7 +267,7 @@ MOMENTS = {
     "adamw": lambda b1, nesterov, b2, eps: optax.scale_by_adam(b1, b2, eps),
     "muon": muon,
 }
-DECOUPLED = ("adamw", "muon")  # weight decay acts on the update; the others' on the gradient (L2)
+DECOUPLED = ("adamw", "muon")  # decay acts on the update; the others' on the gradient (L2)
 
 
 def make_optimizer(

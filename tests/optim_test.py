@@ -270,6 +270,47 @@ def test_optimizer_is_torchs(x64, rng, case):
     assert_same_path(path, run_torch(theirs, initial, gradients, **clip), 1e-10)
 
 
+def test_muon_makes_kernels_orthogonal_and_leaves_the_rest_to_adam(rng):
+    """As optax.contrib.muon with its own rate and decay; a kernel's update, as the matrix from
+    inputs to outputs, is orthogonal but for what five Newton-Schulz steps leave (0.5 to 1.5)."""
+    shapes = {"conv": {"kernel": (3, 3, 4, 6)}, "bn": {"scale": (6,)}, "fc": {"kernel": (6, 10)}}
+    is_shape = lambda x: isinstance(x, tuple)  # noqa: E731
+    draw = lambda: jax.tree.map(lambda s: rng.normal(size=s), shapes, is_leaf=is_shape)  # noqa: E731
+    params, decay, rate = draw(), 0.3, 0.01
+    matrix = optax.contrib.MuonDimensionNumbers((0, 1, 2), 3)
+    whole = optax.contrib.muon(
+        rate,
+        beta=0.8,
+        adam_b1=0.8,
+        weight_decay=decay,
+        adam_weight_decay=decay,
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers={
+            "conv": {"kernel": matrix},
+            "bn": {"scale": None},
+            "fc": {"kernel": None},
+        },
+    )
+    ours = make_optimizer(
+        name="muon", schedule=constant(rate), weight_decay=decay, b1=0.8, nesterov=True
+    )
+    sides = [(tx, tx.init(params), params) for tx in (ours, whole)]
+    for _ in range(4):
+        gradients, after = draw(), []
+        for tx, state, p in sides:
+            updates, state = tx.update(gradients, state, p)
+            after.append((tx, state, optax.apply_updates(p, updates)))
+        kernel = sides[0][2]["conv"]["kernel"]
+        step = (kernel * (1 - rate * decay) - after[0][2]["conv"]["kernel"]) / rate
+        sides = after
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+            *(s[2] for s in sides),
+        )
+        values = np.linalg.svd(np.reshape(step, (36, 6)), compute_uv=False) / (0.2 * 36**0.5)
+        assert ((values > 0.5) & (values < 1.5)).all()
+
+
 def test_clipping_by_global_norm_is_torchs(rng):
     """In float32 and to 1e-5: PyTorch adds 1e-6 to the norm."""
     initial, gradients = parameters(rng), [parameters(rng) for _ in range(STEPS)]
