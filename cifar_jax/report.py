@@ -21,6 +21,7 @@ STYLE = {
     "axes.titleweight": "bold",
     "legend.frameon": False,
     "savefig.dpi": 120,
+    "svg.hashsalt": "cifar_jax",  # the same figure is the same file
 }
 MANY = 20  # classes: of more, figures say less
 
@@ -77,6 +78,27 @@ def draw_curves(records, learning_rate, steps_per_epoch, eval_name="test"):
         axes.legend()
     right.plot(np.arange(len(learning_rate)) / steps_per_epoch, learning_rate, color=ACCENT)
     right.set(xlabel="epoch", ylabel="learning rate", title="Learning rate", ylim=(0, None))
+    return figure
+
+
+def draw_beside_original(systems):
+    """Test accuracy (percent) by epoch, a panel a system; `systems` {name: {label: curves}}, a
+    curve [(epoch, accuracy)], under "original" one alone, the original's logged points."""
+    figure = _figure(12, 3)
+    colors = {"original": "#8a8a8a", "faithful": TRAIN_COLOR, "tuned": EVAL_COLOR, "short": ACCENT}
+    panels = figure.subplots(1, len(systems), sharey=True)
+    for axes, (name, curves) in zip(panels, systems.items(), strict=True):
+        for label, found in curves.items():
+            look = {"color": colors[label], "marker": "o", "markersize": 3}
+            if label == "original":
+                look |= {"linestyle": ":", "linewidth": 1}
+            for i, curve in enumerate([found] if label == "original" else found):
+                axes.plot(*zip(*curve, strict=True), label="_" * (i > 0) + label, **look)
+        axes.set(xscale="log", xlabel="epoch", title=name)
+        axes.xaxis.set_major_formatter(_matplotlib().ticker.FormatStrFormatter("%g"))
+        axes.xaxis.set_minor_formatter(_matplotlib().ticker.NullFormatter())
+        axes.legend(loc="lower right", fontsize=8)
+    panels[0].set_ylabel("test accuracy (%)")
     return figure
 
 

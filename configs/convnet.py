@@ -4,12 +4,12 @@ Original (iVishalr/cifar10-pytorch, 300 + 100 epochs): 87.27 % in its log (its R
 measured with dropout on). Ours: see the README's table.
 """
 
-from configs.base import check_variant
+from configs.base import check_variant, tune
 from configs.base import get_config as base
 
 
 def get_config(variant=""):
-    check_variant("convnet", variant)
+    check_variant("convnet", variant, "tuned")
     c = base()
     c.model.name = "convnet"
     c.epochs = 400
@@ -31,4 +31,7 @@ def get_config(variant=""):
         "mean": (0.4913997551666284, 0.48215855929893703, 0.4465309133731618),
         "std": (0.24703225141799082, 0.24348516474564, 0.26158783926049628),
     }
+    if variant == "tuned":
+        tune(c, epochs=100, peak_lr=8e-3, weight_decay=0.5)
+        c.model.dropout = 0.2
     return c

@@ -6,12 +6,12 @@ too; for the clean test set: --mode=evaluate --config.eval.augmented=False. Ours
 table.
 """
 
-from configs.base import check_variant
+from configs.base import check_variant, tune
 from configs.base import get_config as base
 
 
 def get_config(variant=""):
-    check_variant("dilated", variant)
+    check_variant("dilated", variant, "tuned")
     c = base()
     c.seed = 1
     c.model.name = "dilated"
@@ -43,4 +43,6 @@ def get_config(variant=""):
     c.augment.coarse_dropout = {"min_size": 2, "max_size": 5, "fill": 0.0, "p": 0.5}
     c.augment.normalize = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
     c.eval.augmented = True
+    if variant == "tuned":
+        tune(c, epochs=24, peak_lr=8e-3, weight_decay=0.5)
     return c

@@ -39,7 +39,7 @@ def get_config(variant=""):
         "p": 0.5,
     }
     if variant == "tuned":
-        tune(c, epochs=24, peak_lr=5e-3, weight_decay=0.5)
+        tune(c, epochs=24, peak_lr=8e-3, weight_decay=0.5)
     if variant == "short":
-        tune(c, epochs=8, peak_lr=5e-3, weight_decay=0.5, cutout=0)
+        tune(c, epochs=8, peak_lr=8e-3, weight_decay=0.5, cutout=0)
     return c

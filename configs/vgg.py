@@ -3,12 +3,12 @@
 Original (ZiadHelal/pytorch-cifar10, 120 epochs): test 88.24 %. Ours: see the README's table.
 """
 
-from configs.base import check_variant
+from configs.base import check_variant, tune
 from configs.base import get_config as base
 
 
 def get_config(variant=""):
-    check_variant("vgg", variant)
+    check_variant("vgg", variant, "tuned")
     c = base()
     c.model.name = "vgg"
     # BatchNorm's running variance as PyTorch keeps it; False: as Flax does
@@ -30,4 +30,7 @@ def get_config(variant=""):
     c.augment.random_flip = {"p": 0.5}
     c.augment.random_translation = {"fraction": 0.1}
     c.augment.normalize = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    if variant == "tuned":
+        tune(c, epochs=60, peak_lr=8e-3, weight_decay=0.5)
+        c.model.dropout, c.model.head_dropout = (0.1, 0.1, 0.2, 0.2), 0.2
     return c

@@ -1,20 +1,26 @@
 """Keep results/ and the pages' tables in step: python scripts/results_table.py [--add DIR ...]
 
 --add copies what a workdir holds: a run (result.json, config, every epoch) to
-results/runs/MODEL_seedN.json, a comparison to results/comparisons/MODEL.json. What speedrun.py,
-benchmark.py and many_seeds.py write lies in folders of results/ already. Without --add the tables
-between the marks in README.md and docs/ are written again from those files; --check only says
-whether they are in step (exit code 1 if not).
+results/runs/MODEL[-RECIPE]_seedN.json, a comparison to results/comparisons/MODEL.json. What
+speedrun.py, benchmark.py and many_seeds.py write lies in folders of results/ already. The tables
+between the marks in README.md and docs/ and results/curves.svg are made again from those files;
+--check only says whether they are in step (exit code 1 if not).
 """
 
 import argparse
 import collections
+import hashlib
+import importlib
+import io
 import json
 import pathlib
 import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "tests")]
+
+from cifar_jax import workdir as files  # noqa: E402
+
 RUNS, COMPARISONS = ROOT / "results" / "runs", ROOT / "results" / "comparisons"
 SPEEDRUNS, BENCHMARKS = ROOT / "results" / "speedrun", ROOT / "results" / "benchmarks"
 SEEDS = ROOT / "results" / "seeds"
@@ -74,6 +80,9 @@ ORIGINALS = {
 RECORDS = {2: ("airbench94", 94.01), 3: ("airbench96", 96.03)}  # published means, by model.depth
 VIEWS = {"none": "plain images", "mirror": "and mirrored", "multicrop": "and shifted"}
 NOT_YET = "Not yet measured."
+CURVES = ROOT / "results" / "curves.svg"
+# Variants of a system's config: the original's recipe and ours.
+RECIPES = {"": "faithful", "tuned": "tuned", "short": "short"}
 
 
 def add(workdir):
@@ -87,12 +96,32 @@ def add(workdir):
         config["data"].pop("dir")  # where the data lay on one machine says nothing
         lines = (workdir / "metrics.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines]
-        path = RUNS / f"{result['model']}_seed{result['seed']}.json"
+        recipe = recipe_of(result["model"], config)
+        if recipe is None:
+            sys.exit(f"{workdir} has another config than those of configs/{result['model']}.py")
+        name = "-".join(filter(None, (result["model"], recipe)))
+        path = RUNS / f"{name}_seed{result['seed']}.json"
         yield write(path, {**result, "config": config, "records": records})
     if (workdir / "comparison.json").exists():
         comparison = json.loads((workdir / "comparison.json").read_text())
         if comparison["status"] == "done":
             yield write(COMPARISONS / f"{comparison['model']}.json", comparison)
+
+
+def recipe_of(model, config):
+    """Of which variant of configs/MODEL.py `config` is, whatever its seed and fields that it lacks,
+    for it is older; None if of none."""
+    module = importlib.import_module(f"configs.{model}")
+    for variant in RECIPES:
+        try:
+            known = module.get_config(variant)
+        except ValueError:
+            continue
+        known = json.loads(known.to_json_best_effort())
+        differing = files.differences(config, known, (*files.FREE_FIELDS, "seed"))
+        if all(before is None for before, _ in differing.values()):
+            return variant
+    return None
 
 
 def write(path, value):
@@ -115,20 +144,32 @@ def measured(folder):
 
 def results():
     """The tables of the runs."""
-    runs = {name: group for name, group in measured(RUNS).items() if name in ORIGINALS}
+    runs = runs_by_recipe()
     lines = [
-        "| config | original project | parameters | original, accuracy | ours, accuracy |",
-        "|---|---|--:|---|---|",
+        "| config | original project | parameters | original | faithful, here | tuned, here |",
+        "|---|---|--:|---|---|---|",
     ]
     for name, original in ORIGINALS.items():
         theirs = (
             f"{original['accuracy']:.2f} %{original.get('note', '')}, {original['epochs']} epochs"
         )
+        faithful = ours(runs[name, ""], "best")
+        tuned = [
+            f"`:{recipe}` {ours(runs[name, recipe], 'last')}"
+            for recipe in RECIPES
+            if recipe and runs[name, recipe]
+        ]
         lines.append(
             f"| [{name}](configs/{name}.py) | {original['project']} | {original['params']:,} "
-            f"| {theirs} | {ours(runs[name], original)} |"
+            f"| {theirs} | {faithful} | {'; '.join(tuned) or 'not yet run'} |"
         )
     lines += [
+        "",
+        "Test accuracy. Faithful: the original's recipe, its best epoch. Tuned: the same network "
+        "under another, `configs/NAME.py:tuned` (`:short` in a few epochs), its last epoch. Times are of training, evaluation and "
+        "compilation; on CPU other work ran beside them.",
+        "",
+        "![Test accuracy by epoch over the originals' logged points](results/curves.svg)",
         "",
         "Along the originals' logged curves (test accuracy in percent, every epoch run here; "
         "over several seeds the mean, smallest to largest):",
@@ -137,10 +178,9 @@ def results():
         "|---|--:|--:|--:|--:|--:|",
     ]
     for name, original in ORIGINALS.items():
-        for epoch in range(1, 1 + max((len(run["records"]) for run in runs[name]), default=0)):
-            records = [
-                run["records"][epoch - 1] for run in runs[name] if len(run["records"]) >= epoch
-            ]
+        found = runs[name, ""]
+        for epoch in range(1, 1 + max((len(run["records"]) for run in found), default=0)):
+            records = [run["records"][epoch - 1] for run in found if len(run["records"]) >= epoch]
             theirs = original["curve"].get(epoch)
             logged = "not stated" if theirs is None else f"{theirs:.2f}"
             evals, trains = (
@@ -148,12 +188,22 @@ def results():
             )
             lines.append(f"| {name} | {epoch} | {logged} | {evals} | {len(records)} | {trains} |")
     lines += ["", "How these were measured (official data, `results/runs/*.json`):", ""]
-    for name, group in runs.items():
+    for (name, recipe), group in runs.items():
         seeds = {}
         for run in group:
             seeds.setdefault(provenance(run), []).append(str(run["seed"]))
-        lines += [f"- {name}: seed {', '.join(s)}, {source}" for source, s in seeds.items()]
+        title = name + (f":{recipe}" if recipe else "")
+        lines += [f"- {title}: seed {', '.join(s)}, {source}" for source, s in seeds.items()]
     return "\n".join(lines)
+
+
+def runs_by_recipe():
+    """{(system, recipe): contents of its files in RUNS}, each system's recipes side by side."""
+    found = {(name, recipe): [] for name in ORIGINALS for recipe in RECIPES}
+    for run in contents(RUNS):
+        if run["model"] in ORIGINALS:
+            found[run["model"], recipe_of(run["model"], run["config"])].append(run)
+    return found
 
 
 def spread(values):
@@ -161,18 +211,51 @@ def spread(values):
     return mean if len(values) == 1 else f"{mean} ({min(values):.2f} to {max(values):.2f})"
 
 
-def ours(runs, original):
-    """The accuracy of the runs that went farthest."""
-    if not runs:
-        return "not yet measured"
-    epochs = max(run["epochs"] for run in runs)
-    best = [run["best"] for run in runs if run["epochs"] == epochs]
-    accuracy = f"{spread([b['accuracy'] for b in best])} %"
-    if len(best) > 1:
-        accuracy += f", {len(best)} seeds"
-    if epochs == original["epochs"]:
-        return accuracy
-    return f"{accuracy} after {epochs:g} of {original['epochs']} epochs"
+def ours(runs, which):
+    """Of each device: the accuracy of the runs that went farthest, how far, and in which time;
+    `which`: 'best', the lowest loss on the test set, as the originals report, or 'last'."""
+    told = []
+    for device in dict.fromkeys(run["device"] for run in runs):
+        here = [run for run in runs if run["device"] == device]
+        epochs = max(run["epochs"] for run in here)
+        best = [run for run in here if run["epochs"] == epochs]
+        text = f"{spread([run[which]['accuracy'] for run in best])} %"
+        if "accuracy_tta" in best[0]["test"]:
+            views = spread([run["test"]["accuracy_tta"] for run in best])
+            text += f" ({views} % with {best[0]['test']['tta']} views)"
+        if len(best) > 1:
+            text += f", {len(best)} seeds"
+        minutes = sum(run["seconds"]["total"] for run in best) / len(best) / 60
+        planned = best[0]["epochs_planned"]
+        far = f"{epochs:g} of {planned:g}" if epochs < planned else f"all {planned:g}"
+        told.append(f"{text} after {far} epochs, {minutes:.0f} min on {device}")
+    return "; ".join(told) or "not yet measured"
+
+
+def curves():
+    """(results/curves.svg as text, digest of what it shows): accuracy by epoch, a panel a system,
+    the original's points, the faithful recipe's runs and the tuned ones'."""
+    from cifar_jax import report
+
+    runs = runs_by_recipe()
+    shown = {
+        name: {
+            "original": sorted(original["curve"].items()),
+            **{
+                label: [
+                    [(r["epoch"], r["eval_accuracy"]) for r in run["records"]]
+                    for run in runs[name, recipe]
+                ]
+                for recipe, label in RECIPES.items()
+            },
+        }
+        for name, original in ORIGINALS.items()
+    }
+    digest = hashlib.sha256(json.dumps(shown).encode()).hexdigest()
+    text = io.StringIO()
+    figure = report.draw_beside_original(shown)
+    figure.savefig(text, format="svg", metadata={"Date": None, "Description": digest})
+    return text.getvalue(), digest
 
 
 def provenance(result):
@@ -382,8 +465,10 @@ def main():
         print(*add(workdir), sep="\n")
     texts = {page: page.read_text() for page in PAGES}
     new = {page: with_tables(text) for page, text in texts.items()}
+    picture, digest = curves()
     if args.check:
-        sys.exit(texts != new)
+        sys.exit(texts != new or digest not in CURVES.read_text())
+    CURVES.write_text(picture)
     for page, text in new.items():
         page.write_text(text)
 

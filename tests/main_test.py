@@ -224,9 +224,12 @@ BAD = {
     "a config that is a folder": (("--config=configs", "--workdir=W"), "configs"),
     "unknown variant": (
         ("--config=configs/mixture.py:wide", "--workdir=W"),
-        "no variant 'wide'; it has: sequential",
+        "no variant 'wide'; it has: sequential, tuned",
     ),
-    "variant of a config without": (("--config=configs/vgg.py:x", "--workdir=W"), "no variant 'x'"),
+    "variant of a config without": (
+        ("--config=configs/quickstart.py:x", "--workdir=W"),
+        "no variant 'x'",
+    ),
     "misspelt field": (("--config.sed=3", *QUICK, "--workdir=W"), 'Did you mean "seed"'),
     "misspelt nested field": ((*QUICK, "--config.optim.wd=3", "--workdir=W"), "wd"),
     "wrong type": (
