@@ -166,8 +166,8 @@ def results():
     lines += [
         "",
         "Test accuracy. Faithful: the original's recipe, its best epoch. Tuned: the same network "
-        "under another, `configs/NAME.py:tuned` (`:short` in a few epochs), its last epoch. Times are of training, evaluation and "
-        "compilation; on CPU other work ran beside them.",
+        "under another, `configs/NAME.py:tuned` (`:short` in a few epochs), its last epoch. Times "
+        "are of training, evaluation and compilation; on CPU other work ran beside them.",
         "",
         "![Test accuracy by epoch over the originals' logged points](results/curves.svg)",
         "",
