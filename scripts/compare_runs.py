@@ -200,7 +200,7 @@ def shown(value):
     """A config's value in a table."""
     if isinstance(value, list):
         return ", ".join(map(shown, value))
-    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return "none" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def accuracies(group):
@@ -342,6 +342,7 @@ def compare(paths, out):
         dataset=runs[0]["result"]["dataset"],
         versions=dict.fromkeys(
             ", ".join(f"{k} {v}" for k, v in run["result"].get("versions", {}).items())
+            + f", commit {(run['result'].get('commit') or 'unknown')[:10]}"
             for run in runs
         ),
         runs=list(itertools.chain.from_iterable(g["runs"] for g in groups)),
