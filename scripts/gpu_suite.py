@@ -6,10 +6,10 @@ OUT is --out, else $OUT, else runs/gpu_suite. Nothing is begun that cannot end w
 job that outlasts its share gets SIGTERM, upon which training saves and writes its result.json.
 
     part 1   tests marked gpu; benchmark of all families, eager, both dtypes, at the recipe's batch;
-             the speedrun, 25 runs; resnet and convnet on the whole data
+             the speedrun, 25 runs; resnet, its tuned recipe and convnet on the whole data
     part 2   benchmark with torch.compile, resnet first; time to the first step and memory; a
-             profile of the family with the smallest share of the peak; mixture, vgg and dilated on
-             the whole data, as far as they come
+             profile of the family with the smallest share of the peak; mixture, vgg and dilated
+             and the other tuned recipes on the whole data, as far as they come
 
 `--device cpu --quick` does the same in small, to see that it works; --jobs takes some of them.
 
@@ -80,7 +80,10 @@ def jobs(args, folder):
         return Job(name, [*command, *more], seconds)
 
     def recipe(name, seconds, *more):
-        where = [f"--config=configs/{name}.py", f"--workdir={folder / name}", *more]
+        system, colon, variant = name.partition(":")
+        name = f"{system}-{variant}" if variant else system
+        where = [f"--config=configs/{system}.py{colon}{variant}", f"--workdir={folder / name}"]
+        where += more
         if args.quick:  # two steps on the embedded digits
             small = ("data.name=digits", "batch_size=16", "eval.batch_size=16", "stop_after=0.02")
             where += [f"--config.{field}" for field in small]
@@ -98,6 +101,7 @@ def jobs(args, folder):
         benchmark("benchmark_eager", 210, "--measure=speed", "--batch=recipe", "--no-compiled"),
         Job("speedrun", runs, 150, () if args.quick else (args.data_dir,)),
         recipe("resnet", 60),
+        recipe("resnet:tuned", 60),
         recipe("convnet", 150),
     ]
     order = "--families=resnet,airbench,vgg,mixture,convnet,dilated"
@@ -108,6 +112,7 @@ def jobs(args, folder):
         recipe("mixture", 80),
         recipe("vgg", 120),
         recipe("dilated", 120),
+        *(recipe(f"{name}:tuned", 60) for name in ("mixture", "dilated", "vgg", "convnet")),
     ]
     second[2].name = "profile"
     second[2].command += [f"--workdir={folder / 'profile'}", "--config.report=False"]
