@@ -25,7 +25,7 @@ from cifar_jax import InputError, data, sharding
 from cifar_jax import workdir as files
 from cifar_jax.augment import make_augment
 from cifar_jax.checkpoint import Checkpoints
-from cifar_jax.data import Dataset
+from cifar_jax.dataset import Dataset
 from cifar_jax.models import create_model
 from cifar_jax.optim import Schedules, make_lookahead, make_optimizer, make_schedules
 from cifar_jax.steps import (

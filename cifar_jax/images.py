@@ -8,10 +8,13 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from cifar_jax import InputError, meant_file
+from cifar_jax.dataset import Dataset, Description, room_for
 
 # What Pillow reads by itself; EPS, for one, it has Ghostscript run.
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "ICO", "TGA")
 FORMATS += ("PCX", "SGI", "DDS", "QOI")
+# what own images are called
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 PIXELS = 2**26  # the most that is decoded: 4 to 12 bytes each
 TURNS = {  # EXIF's orientation: what makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -90,3 +93,60 @@ def _formats():
 
 def _hidden(path):
     return any(part.startswith(".") for part in path.parts)
+
+
+def _classes(folder):
+    """The folders in `folder`, sorted by name, hidden ones left out; InputError without it."""
+    if not folder.is_dir():
+        raise InputError(
+            f"there is no folder {folder}; own data are DIR/train/CLASS/*.png and "
+            "DIR/test/CLASS/*.png, DIR named with --config.data.dir"
+        )
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+
+
+def _images_of(folder):
+    """The image files of one class."""
+    found = [p for p in files_of(folder) if p.suffix.lower() in SUFFIXES]
+    if not found:
+        raise InputError(f"{folder} holds no image ({', '.join(SUFFIXES)}); every class needs one")
+    return found
+
+
+def describe_folder(root):
+    names = _classes(root / "train")
+    if len(names) < 2:
+        raise InputError(f"{root / 'train'} has {len(names)} folders; it needs one for each class")
+    return Description(tuple(names), _pixels(_images_of(root / "train" / names[0])[0]).shape)
+
+
+def _pixels(path):
+    try:
+        return read_image(path)
+    except InputError as error:
+        raise InputError(f"cannot read {error}") from error
+
+
+def read_folder(root, about, split):
+    """root/split/CLASS/*, class by class, each sorted by name."""
+    unknown = [name for name in _classes(root / split) if name not in about.class_names]
+    if unknown:
+        raise InputError(f"{root / split / unknown[0]} is a class that {root / 'train'} has not")
+    paths, labels = [], []
+    for label, name in enumerate(about.class_names):
+        if not (root / split / name).is_dir():
+            raise InputError(f"{root / split} lacks the class {name}, which train has")
+        found = _images_of(root / split / name)
+        paths += found
+        labels += [label] * len(found)
+    images = room_for(len(paths), about.image_shape, root / split)
+    for i, path in enumerate(paths):
+        pixels = _pixels(path)
+        if pixels.shape != about.image_shape:
+            (height, width), (h, w) = pixels.shape[:2], about.image_shape[:2]
+            raise InputError(
+                f"{path} has {width} x {height} pixels where the first image has {w} x {h}; "
+                "all must be of one size: scale them first"
+            )
+        images[i] = pixels
+    return Dataset(images, np.array(labels, np.int32))

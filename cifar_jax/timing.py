@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cifar_jax import weights
-from cifar_jax.data import Dataset
+from cifar_jax.dataset import Dataset
 from cifar_jax.exchange import create_twin, load_torch_twin
 from cifar_jax.experiment import load_data, make_experiment
 from cifar_jax.metrics import Metrics

@@ -20,7 +20,7 @@ import time
 import numpy as np
 import pytest
 
-from cifar_jax import InputError, data
+from cifar_jax import InputError, data, official
 
 N = 20  # images in each made-up file, 2 a class
 
@@ -67,11 +67,11 @@ def make_tar(path, folder, files, mode="w:gz"):
 def small(monkeypatch, rng):
     """A made-up CIFAR-10: data's tables set to it; returns its files by form and the expected
     splits."""
-    monkeypatch.setattr(data.CIFAR10, "per_class", {"train": 5 * N // 10, "test": N // 10})
+    monkeypatch.setattr(official.CIFAR10, "per_class", {"train": 5 * N // 10, "test": N // 10})
     monkeypatch.setenv("HOME", "/nonexistent")
     splits = {}
     python, binary = {}, {}
-    for name in data.CIFAR10.python_files:
+    for name in official.CIFAR10.python_files:
         images = rng.integers(0, 256, (N, 32, 32, 3), dtype=np.uint8)
         labels = rng.permutation(np.arange(N) % 10)
         python[name] = python_batch(images, labels)
@@ -81,11 +81,11 @@ def small(monkeypatch, rng):
     def table(files):
         return {name: (len(b), hashlib.md5(b).hexdigest()) for name, b in files.items()}
 
-    monkeypatch.setattr(data.CIFAR10, "python_files", table(python))
-    monkeypatch.setattr(data.CIFAR10, "binary_files", table(binary))
+    monkeypatch.setattr(official.CIFAR10, "python_files", table(python))
+    monkeypatch.setattr(official.CIFAR10, "binary_files", table(binary))
     expected = {s: tuple(np.concatenate(part) for part in zip(*v)) for s, v in splits.items()}
     sha256 = {s: data.fingerprint(data.Dataset(*v)) for s, v in expected.items()}
-    monkeypatch.setattr(data.CIFAR10, "sha256", sha256)
+    monkeypatch.setattr(official.CIFAR10, "sha256", sha256)
     return python, binary, expected
 
 
@@ -128,7 +128,7 @@ def test_every_official_form_gives_the_same_images(form, small, tmp_path):
 @pytest.mark.parametrize("form", FORMS)
 def test_cifar100_in_every_official_form(form, rng, tmp_path, monkeypatch):
     """Made-up files: two labels an image, of which the fine one counts; archives by their md5."""
-    cifar100 = data.CIFAR100
+    cifar100 = official.CIFAR100
     monkeypatch.setattr(cifar100, "per_class", {"train": 2, "test": 1})
     python, binary, expected = {}, {}, {}
     for split, count in (("train", 200), ("test", 100)):
@@ -210,7 +210,7 @@ def test_a_pickle_that_is_not_what_it_claims_runs_nothing(small, tmp_path, monke
         data.load("cifar10", tmp_path, "train")
     # and even where its md5 is the expected one
     monkeypatch.setitem(
-        data.CIFAR10.python_files, "data_batch_1", (len(evil), hashlib.md5(evil).hexdigest())
+        official.CIFAR10.python_files, "data_batch_1", (len(evil), hashlib.md5(evil).hexdigest())
     )
     with pytest.raises(InputError, match="refuses .*system"):
         data.load("cifar10", tmp_path, "train")
@@ -232,7 +232,7 @@ def test_pickles_of_another_content_are_refused(value):
         b"numpy._core.multiarray", b"numpy.core.multiarray"
     )
     with pytest.raises(InputError, match="not a CIFAR batch"):
-        data._unpickle(raw, "here")
+        official.unpickle(raw, "here")
 
 
 @pytest.mark.case(30)
@@ -280,7 +280,7 @@ def test_wrong_labels_are_refused(small, tmp_path, monkeypatch):
     for labels in (np.zeros(N, int), np.arange(N) % 11, np.arange(N) % 10 - 1):
         raw = python_batch(images, labels)
         monkeypatch.setitem(
-            data.CIFAR10.python_files, "test_batch", (len(raw), hashlib.md5(raw).hexdigest())
+            official.CIFAR10.python_files, "test_batch", (len(raw), hashlib.md5(raw).hexdigest())
         )
         folder = tmp_path / str(labels.sum())
         write_folder(folder / "cifar-10-batches-py", {**python, "test_batch": raw})
@@ -357,7 +357,7 @@ def test_download_prepares_a_tfds_folder_and_reads_it_again(small, tmp_path, mon
     make_tar(tmp_path / "home" / "cifar-10-binary.tar.gz", "cifar-10-batches-bin", binary)
     root = tmp_path / "data"
     with serve(tmp_path / "home") as (address, asked):
-        monkeypatch.setattr(data.CIFAR10, "url", f"{address}/cifar-10-binary.tar.gz")
+        monkeypatch.setattr(official.CIFAR10, "url", f"{address}/cifar-10-binary.tar.gz")
         assert_is(data.load("cifar10", root, "train"), expected["train"])
         assert sum("GET" in line for line in asked) == 1
     # now without the server
@@ -386,7 +386,7 @@ def test_a_damaged_download_is_refused(small, tmp_path, monkeypatch):
     (tmp_path / "home").mkdir()
     make_tar(tmp_path / "home" / "cifar-10-binary.tar.gz", "cifar-10-batches-bin", bad)
     with serve(tmp_path / "home") as (address, _):
-        monkeypatch.setattr(data.CIFAR10, "url", f"{address}/cifar-10-binary.tar.gz")
+        monkeypatch.setattr(official.CIFAR10, "url", f"{address}/cifar-10-binary.tar.gz")
         with pytest.raises(InputError, match=r"data_batch_3\.bin differs from the official file"):
             data.load("cifar10", tmp_path / "data", "train")
     assert not list(tmp_path.glob("data/cifar10/3.0.2/*"))
@@ -401,7 +401,7 @@ def test_a_download_that_breaks_off_is_never_taken_for_whole(small, tmp_path, mo
     make_tar(archive, "cifar-10-batches-bin", binary)
     root = tmp_path / "data"
     with serve(tmp_path / "home") as (address, _):
-        monkeypatch.setattr(data.CIFAR10, "url", f"{address}/cifar-10-binary.tar.gz")
+        monkeypatch.setattr(official.CIFAR10, "url", f"{address}/cifar-10-binary.tar.gz")
         with monkeypatch.context() as cut:
             cut.setattr(http.server.SimpleHTTPRequestHandler, "copyfile", half)
             with pytest.raises(InputError, match="failed|damaged"):
@@ -435,7 +435,7 @@ def test_without_network_it_gives_up_in_ten_seconds_and_says_what_to_do(
     small, tmp_path, monkeypatch
 ):
     for address, server in unreachable():
-        monkeypatch.setattr(data.CIFAR10, "url", address)
+        monkeypatch.setattr(official.CIFAR10, "url", address)
         start = time.monotonic()
         with pytest.raises(InputError) as caught:
             data.load("cifar10", tmp_path, "train")
@@ -480,11 +480,11 @@ def test_official_data_in_every_form(form, cifar10_dir, tmp_path):
     """The binary files made here from the python ones are the official ones, byte for byte (their
     md5 is checked)."""
     source = cifar10_dir / "cifar-10-batches-py"
-    python = {name: (source / name).read_bytes() for name in data.CIFAR10.python_files}
+    python = {name: (source / name).read_bytes() for name in official.CIFAR10.python_files}
     binary = {}
     if form.startswith("binary"):
         for name, content in python.items():
-            images, labels = data._unpickle(content, name)
+            images, labels = official.unpickle(content, name)
             binary[f"{name}.bin"] = binary_batch(images, labels)
     if form == "python folder":
         root = cifar10_dir
@@ -492,9 +492,9 @@ def test_official_data_in_every_form(form, cifar10_dir, tmp_path):
         root = tmp_path
         place(form, root, python, binary)
     train, test = (data.load("cifar10", root, split) for split in ("train", "test"))
-    assert data.fingerprint(train) == data.CIFAR10.sha256["train"]
-    assert data.fingerprint(test) == data.CIFAR10.sha256["test"]
-    assert [data.CIFAR10.class_names[label] for label in train.labels[:5]] == [
+    assert data.fingerprint(train) == official.CIFAR10.sha256["train"]
+    assert data.fingerprint(test) == official.CIFAR10.sha256["test"]
+    assert [official.CIFAR10.class_names[label] for label in train.labels[:5]] == [
         "frog",
         "truck",
         "truck",
@@ -509,10 +509,11 @@ def test_official_data_through_tfds(cifar10_dir, tmp_path, monkeypatch):
     """Download of the whole binary archive from a local server, prepared and read back: the same
     images in order."""
     python = {
-        n: (cifar10_dir / "cifar-10-batches-py" / n).read_bytes() for n in data.CIFAR10.python_files
+        n: (cifar10_dir / "cifar-10-batches-py" / n).read_bytes()
+        for n in official.CIFAR10.python_files
     }
     binary = {
-        f"{n}.bin": binary_batch(*data._unpickle(content, n)) for n, content in python.items()
+        f"{n}.bin": binary_batch(*official.unpickle(content, n)) for n, content in python.items()
     }
     monkeypatch.setenv("HOME", "/nonexistent")
     (tmp_path / "home").mkdir()
@@ -522,9 +523,9 @@ def test_official_data_through_tfds(cifar10_dir, tmp_path, monkeypatch):
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
     with serve(tmp_path / "home") as (address, _):
-        monkeypatch.setattr(data.CIFAR10, "url", f"{address}/cifar-10-binary.tar.gz")
+        monkeypatch.setattr(official.CIFAR10, "url", f"{address}/cifar-10-binary.tar.gz")
         train, test = (
             data.load("cifar10", tmp_path / "data", split) for split in ("train", "test")
         )
-    assert data.fingerprint(train) == data.CIFAR10.sha256["train"]
-    assert data.fingerprint(test) == data.CIFAR10.sha256["test"]
+    assert data.fingerprint(train) == official.CIFAR10.sha256["train"]
+    assert data.fingerprint(test) == official.CIFAR10.sha256["test"]

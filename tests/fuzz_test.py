@@ -41,7 +41,7 @@ from PIL import Image
 from safetensors.numpy import save as safetensors_bytes
 
 import main
-from cifar_jax import InputError, data, images, weights, workdir
+from cifar_jax import InputError, data, images, official, tfds_reader, weights, workdir
 from cifar_jax.checkpoint import Checkpoints, _checksum_of_json
 from cifar_jax.exchange import read_weights
 from cifar_jax.experiment import environment
@@ -343,7 +343,7 @@ def laughs(depth=40):
 
 def test_pickles(watch):
     def check(content):
-        found = watch("pickles", lambda: data._unpickle(content, "here"), len(content))
+        found = watch("pickles", lambda: official.unpickle(content, "here"), len(content))
         if found is not None:
             images, labels = found
             assert images.dtype == np.uint8 and labels.dtype == np.int32
@@ -436,7 +436,7 @@ def test_archives(watch, tmp_path):
 
     def check(content):
         archive.write_bytes(content)
-        read = lambda: [b for b, _ in data._from_archive(archive, files, "train")]  # noqa: E731
+        read = lambda: [b for b, _ in official.from_archive(archive, files, "train")]  # noqa: E731
         found = watch("archives", read, len(content))
         assert found is None or found == expected
         assert [*tmp_path.iterdir()] == [archive]
@@ -489,7 +489,7 @@ def test_folders(form, watch, small, tmp_path, monkeypatch):  # noqa: F811
             raise InputError(f"{path} has another size")
         return content
 
-    monkeypatch.setattr(data, "_verified", verified)
+    monkeypatch.setattr(official, "verified", verified)
     names = st.sampled_from([name for name in files if not name.startswith("data_batch_1")])
 
     @st.composite
@@ -532,7 +532,7 @@ def test_names_of_folders(watch, tmp_path):
     )
     names = st.lists(part | st.text(st.characters(exclude_characters="\x00/")), min_size=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "_answers", lambda url: "no network")
+        patch.setattr(tfds_reader, "answers", lambda url: "no network")
         patch.setenv("HOME", str(tmp_path))
         patch.chdir(tmp_path)
         fuzz(
@@ -579,11 +579,11 @@ def shard_of(records, path):
 
 
 def test_tfds(watch, tmp_path, monkeypatch):
-    monkeypatch.setattr(data.CIFAR10, "per_class", {"train": 1, "test": 1})
+    monkeypatch.setattr(official.CIFAR10, "per_class", {"train": 1, "test": 1})
     images = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3), np.uint8)
     pngs = [png_of(image) for image in images]
     about = data.describe("cifar10", "")
-    features, folder = data._features(about, True), tmp_path / "cifar10" / "3.0.2"
+    features, folder = tfds_reader.features_of(about, True), tmp_path / "cifar10" / "3.0.2"
     folder.mkdir(parents=True)
     shard = folder / "cifar10-test.array_record-00000-of-00001"
 
@@ -620,7 +620,9 @@ def test_tfds(watch, tmp_path, monkeypatch):
         else:
             shard.write_bytes(content)
         found = watch(
-            "TFDS", lambda: data._tfds(folder, data.CIFAR10, "test"), shard.stat().st_size
+            "TFDS",
+            lambda: tfds_reader.read_official(folder, official.CIFAR10, "test"),
+            shard.stat().st_size,
         )
         if found is not None:
             assert found.images.shape == (10, 32, 32, 3) and found.images.dtype == np.uint8
@@ -643,7 +645,9 @@ def test_tfds(watch, tmp_path, monkeypatch):
     fuzz("TFDS", inputs(), check, once_failed)
     assert "antigravity" not in sys.modules
     shard_of(records, shard)
-    np.testing.assert_array_equal(data._tfds(folder, data.CIFAR10, "test").images, images)
+    np.testing.assert_array_equal(
+        tfds_reader.read_official(folder, official.CIFAR10, "test").images, images
+    )
 
 
 def test_features_of_tfds(watch, tmp_path):
@@ -660,7 +664,7 @@ def test_features_of_tfds(watch, tmp_path):
         (tmp_path / "label.labels.txt").unlink(missing_ok=True)
         if labels is not None:
             (tmp_path / "label.labels.txt").write_bytes(labels)
-        found = watch("features", lambda: data._describe_prepared(tmp_path), len(content))
+        found = watch("features", lambda: tfds_reader.describe(tmp_path), len(content))
         if found is not None:
             assert len(found.class_names) > 1 and all(n.isprintable() for n in found.class_names)
             assert found.image_shape[2] == 3 and min(found.image_shape) >= 1

@@ -9,7 +9,7 @@ import pytest
 
 from cifar_jax import sharding
 from cifar_jax.augment import make_augment
-from cifar_jax.data import Dataset
+from cifar_jax.dataset import Dataset
 from cifar_jax.metrics import Metrics
 from cifar_jax.models import create_model
 from cifar_jax.optim import Schedules, constant, make_lookahead, make_optimizer

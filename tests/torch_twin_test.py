@@ -22,7 +22,7 @@ import torch
 
 from cifar_jax import data, optim, torch_twin, weights
 from cifar_jax.augment import make_augment
-from cifar_jax.data import Dataset
+from cifar_jax.dataset import Dataset
 from cifar_jax.metrics import per_example_loss
 from cifar_jax.models import airbench, create_model, resnet, vgg
 from cifar_jax.optim import make_lookahead, make_optimizer, make_schedules
