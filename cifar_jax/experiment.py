@@ -61,7 +61,7 @@ class Experiment:
     lookahead: Callable | None  # see optim.make_lookahead
     augment: Callable  # (key, u8 images) -> float images, as in training
     normalize: Callable  # (key, u8 images) -> float images, as in evaluation
-    make_step: Callable  # optimizer -> such a step
+    make_step: Callable  # (optimizer, what of batching is otherwise) -> such a step
     step: Callable  # see steps.make_train_step
     evaluate: Callable  # see steps.make_evaluate; jitted (unless make_experiment says otherwise)
     evaluations: dict[str, Callable]  # the same averaged over views of each image, by steps.VIEWS
@@ -233,8 +233,8 @@ def make_experiment(config, total_steps=None, splits=None, class_names=None, sha
     if config.lookahead.every:
         lookahead = make_lookahead(**config.lookahead, total_steps=total_steps)
 
-    def make_step(tx):
-        more = {"lookahead": lookahead, "ghost_batches": config.ghost_batches, **batching}
+    def make_step(tx, **other):
+        more = {"lookahead": lookahead, "ghost_batches": config.ghost_batches, **batching, **other}
         return make_train_step(model, tx, **config.loss, **more)
 
     transform = augment if config.eval.augmented else normalize

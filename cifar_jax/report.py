@@ -420,10 +420,11 @@ def draw_benchmark(rows):
     """Bars of the device's peak reached in training, a panel a dtype, images/s beside each bar.
 
     `rows`: {dtype: {(family, batch): {form: {'mfu', 'images_per_second', 'spread'}}}}; a form is
-    'jax', 'torch' or 'torch.compile'. Whiskers: slowest and fastest round.
+    'jax', 'jax.given', 'torch' or 'torch.compile'. Whiskers: slowest and fastest round.
     """
     forms = (
-        ("jax", "JAX", TRAIN_COLOR),
+        ("jax", "JAX, augmenting", TRAIN_COLOR),
+        ("jax.given", "JAX, given batches", "#a9c1de"),
         ("torch", "PyTorch", EVAL_COLOR),
         ("torch.compile", "PyTorch, compiled", "#f2a58e"),
     )
@@ -436,12 +437,12 @@ def draw_benchmark(rows):
             found = [(i, group[form]) for i, group in enumerate(groups.values()) if form in group]
             if not found:
                 continue
-            places = np.array([i for i, _ in found]) + 0.27 * (k - 1)
+            places = np.array([i for i, _ in found]) + 0.2 * (k - 1.5)
             share = np.array([100 * entry["mfu"] for _, entry in found])
             rate = np.array([entry["images_per_second"] for _, entry in found])
             low, high = share / rate * np.array([entry["spread"] for _, entry in found]).T
             error = {"xerr": [share - low, high - share], "ecolor": "#444444", "capsize": 2}
-            bars = axes.barh(places, share, 0.25, color=color, label=label, **error)
+            bars = axes.barh(places, share, 0.19, color=color, label=label, **error)
             axes.bar_label(bars, [f"{value:,.0f}" for value in rate], padding=4, fontsize=8)
             top = max(top, high.max())
         axes.set_yticks(range(len(groups)), [f"{name}, {batch}" for name, batch in groups])
@@ -450,7 +451,7 @@ def draw_benchmark(rows):
         axes.grid(axis="y", visible=False)
     handles, labels = panels[0].get_legend_handles_labels()
     note = "images/s beside each bar; family, batch"
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, title=note)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, title=note)
     return figure
 
 

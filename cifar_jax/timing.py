@@ -95,10 +95,12 @@ class Form:
     compile_seconds: float | None  # of tracing and compiling; None: within the first run()
 
 
-def form_names(dtypes, compiled=True, torch=True):
-    """'jax float32', 'torch float32', 'torch.compile float32', 'jax bfloat16', ..."""
+def form_names(dtypes, compiled=True, torch=True, given=False):
+    """'jax float32', 'torch float32', 'torch.compile float32', 'jax bfloat16', ...; with `given`
+    'jax.given float32', ... as well."""
     kinds = [
         "jax",
+        *(["jax.given"] if given else []),
         *(["torch"] if torch else []),
         *(["torch.compile"] if torch and compiled else []),
     ]
@@ -108,20 +110,25 @@ def form_names(dtypes, compiled=True, torch=True):
 def make_form(sides, name, *, task="train", steps):
     """The Form called `name` of `task`, 'train' or 'evaluate'; a run() is `steps` batches.
 
-    JAX's augments (or normalises) within the step; PyTorch's gets finished batches on the device.
+    JAX's augments (or normalises) within the step; PyTorch's, and 'jax.given' in training, get
+    finished batches on the device.
     """
     kind, dtype = name.split(" ")
+    if kind == "jax.given":
+        return _jax_training(sides, dtype, steps, given=True)
     if kind == "jax":
         return {"train": _jax_training, "evaluate": _jax_evaluation}[task](sides, dtype, steps)
     return _torch_form(sides, dtype, task, steps, compiled=kind == "torch.compile")
 
 
-def _jax_training(sides, dtype, steps):
+def _jax_training(sides, dtype, steps, given=False):
     on_cpu = jax.default_backend() == "cpu"  # one step a call there: see steps.repeat
     calls, count = (steps, 1) if on_cpu else (1, steps)
     exp, size = sides.experiment(dtype), sides.size(0)
     made = time.perf_counter()
     start = exp.init_state()
+    if given:
+        exp = with_given_batch(sides, exp, start)
     began = time.perf_counter()
     program = exp.compile_steps((count, size, ()), start, sides.no_metrics)
     end = time.perf_counter()
@@ -133,6 +140,16 @@ def _jax_training(sides, dtype, steps):
         jax.block_until_ready(carry[0])
 
     return Form(run, steps * size, end - made, end - began)
+
+
+def with_given_batch(sides, exp, state):
+    """`exp` with the finished first batch of `state` as its data, on all of which each step trains
+    as it is."""
+    size = sides.size(0)
+    images, labels, _ = sides.batches(state.key, 0, exp.train, size)
+    as_is = {"augment": lambda key, images: images, "alternating_flip": False}
+    step = exp.make_step(exp.tx, num_examples=size, **as_is)
+    return dataclasses.replace(exp, step=step, train=Dataset(images, labels))
 
 
 def _jax_evaluation(sides, dtype, steps):

@@ -4,7 +4,8 @@ Measured in turn within one run, JAX, PyTorch eager and torch.compile (channels_
 bfloat16), at the recipe's batch size and at 512: images/s of training and of evaluation, each also
 as a share (`mfu`) of the peak that a large matrix product reached in this run; and, each in a fresh
 process, the time to the first step with an empty and with a filled compilation cache, and the peak
-memory. JAX augments within the step, PyTorch is handed finished batches. FLOPs are exact counts of
+memory. JAX augments within the step; PyTorch is handed finished batches, and so, in a form of its
+own, is JAX. FLOPs are exact counts of
 convolutions and matrix products (cifar_jax/flops.py), three forward passes' worth for training.
 
 Writes --out (default results/benchmarks/DEVICE.json) after each family, and at the end a table
@@ -42,7 +43,7 @@ CONFIGS["airbench"] = "speedrun"
 SIZES = {"train": 50_000, "test": 10_000}
 QUICK_SIZES = {"train": 1_024, "test": 256}
 IMAGES = {"cpu": 256, "gpu": 16_384}  # about so many in one timed run of a form
-KINDS = ("jax", "torch", "torch.compile")
+KINDS = ("jax", "jax.given", "torch", "torch.compile")
 
 
 def main():
@@ -209,8 +210,10 @@ def measure_speed(args, entry, config, sizes, twin, peaks):
         entry.update(recipe_batch=config.batch_size, macs=macs)
         entry["params"] = sum(x.size for x in jax.tree.leaves(sides.exp.init_state().params))
         steps = 1 if args.quick else max(1, IMAGES[args.device] // batch_size)
-        names = timing.form_names(args.dtypes, not args.no_compiled, sides.twin is not None)
+        with_torch = sides.twin is not None
         for task, passes in (("train", TRAINING), ("evaluate", 1)):
+            given = with_torch and task == "train"
+            names = timing.form_names(args.dtypes, not args.no_compiled, with_torch, given)
             if sides.twin:
                 sides.twin.torch.compiler.reset()  # else it gives up after eight compilations
             timed = timing.time_forms(
@@ -317,9 +320,9 @@ def markdown(result):
             "",
             "Images/s (share of the peak):",
             "",
-            "| family, batch | dtype | task | JAX | PyTorch eager | PyTorch compiled "
-            "| JAX / best PyTorch |",
-            "|---|---|---|--:|--:|--:|--:|",
+            "| family, batch | dtype | task | JAX, augmenting | JAX, given batches "
+            "| PyTorch eager | PyTorch compiled | JAX / best PyTorch: augmenting | given |",
+            "|---|---|---|--:|--:|--:|--:|--:|--:|",
         ]
     for family, entry in result["families"].items():
         for batch, tasks in entry.get("batches", {}).items():
@@ -327,15 +330,17 @@ def markdown(result):
                 for task, timed in tasks.items():
                     forms = [timed.get(f"{kind} {dtype}", {}) for kind in KINDS]
                     rates = [form.get("images_per_second") for form in forms]
-                    theirs = max((rate for rate in rates[1:] if rate), default=None)
-                    ratio = f"{rates[0] / theirs:.2f}" if theirs and rates[0] else "-"
+                    theirs = max((rate for rate in rates[2:] if rate), default=None)
+                    ratios = " | ".join(
+                        f"{rate / theirs:.2f}" if theirs and rate else "-" for rate in rates[:2]
+                    )
                     cells = " | ".join(
                         f"{form['images_per_second']:,.0f} ({100 * form['mfu']:.1f} %)"
                         if "mfu" in form
                         else form.get("error", "-").split(":")[0]
                         for form in forms
                     )
-                    lines.append(f"| {family}, {batch} | {dtype} | {task} | {cells} | {ratio} |")
+                    lines.append(f"| {family}, {batch} | {dtype} | {task} | {cells} | {ratios} |")
     if "start" in result["settings"]["measure"]:
         lines += [
             "",

@@ -10,15 +10,17 @@ import sys
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 from running import ROOT
 
 from cifar_jax import report, timing
-from cifar_jax.experiment import make_model
+from cifar_jax.experiment import make_experiment, make_model
 from cifar_jax.flops import by_layer, forward_macs, macs
 from cifar_jax.models import MODELS, create_model
 from cifar_jax.models.layers import Conv, Dense, avg_pool, max_pool
+from configs import quickstart
 
 
 def convolution(size, channels, features, k=3):
@@ -118,6 +120,18 @@ def test_a_loop_of_unknown_length_is_refused():
 
     with pytest.raises(ValueError, match="while"):
         macs(jax.make_jaxpr(body)(jnp.eye(3)))
+
+
+def test_a_given_batch_makes_the_same_step():
+    config = quickstart.get_config()
+    config.model.widths, config.batch_size = (4, 8, 8, 8), 64
+    sides = timing.Sides(make_experiment(config), None)
+    exp, state = sides.exp, sides.exp.init_state()
+    given = timing.with_given_batch(sides, exp, state)
+    assert given.train.images.dtype == jnp.float32 and len(given.train) == 64
+    (ours, sums), (same, same_sums) = (jax.jit(e.step)(state, e.train) for e in (exp, given))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), ours.params, same.params)
+    assert float(same_sums.loss) == pytest.approx(float(sums.loss), rel=1e-5)
 
 
 def test_forms_take_turns_and_failures_are_told():
