@@ -1,5 +1,6 @@
 """README says what results/ holds, no more and no less."""
 
+import importlib
 import json
 import pathlib
 import re
@@ -106,6 +107,39 @@ def test_speedruns_have_a_row_for_each_choice_of_views(tmp_path, monkeypatch):
     assert "| 3.000 ± 0.000 (3.000 to 3.000) | 41.2 |" in lines[4]
     assert lines[-1].startswith("- airbench94: 1 x NVIDIA H200, jax 0.11.0, commit 0123456789,")
     assert sum("H200" in line for line in lines) == 4
+
+
+@pytest.mark.parametrize("model", [*results_table.ORIGINALS])
+def test_a_run_belongs_to_the_recipe_whose_config_it_has(model):
+    module = importlib.import_module(f"configs.{model}")
+    for variant in ("", "tuned"):
+        config = json.loads(module.get_config(variant).to_json_best_effort())
+        config["seed"], config["stop_after"] = 77, 2.0
+        assert results_table.recipe_of(model, config) == variant
+        config["optim"]["weight_decay"] = 0.123
+        assert results_table.recipe_of(model, config) is None
+
+
+def test_devices_keep_to_themselves_and_partial_runs_say_so():
+    def run(device, epochs, accuracy, **test):
+        figures = {"accuracy": accuracy}
+        made = {"device": device, "epochs": epochs, "epochs_planned": 24, "best": figures}
+        return {**made, "last": {"accuracy": 1.0}, "test": test, "seconds": {"total": 300.0}}
+
+    found = [run("cpu", 2, 60.0), run("cpu", 3, 70.0), run("cpu", 3, 72.0), run("gpu", 24, 93.0)]
+    assert results_table.ours(found, "best") == (
+        "71.00 (70.00 to 72.00) %, 2 seeds after 3 of 24 epochs, 5 min on cpu; "
+        "93.00 % after all 24 epochs, 5 min on gpu"
+    )
+    views = run("gpu", 24, 94.0, tta="mirror", accuracy_tta=94.5)
+    assert results_table.ours([views], "best").startswith("94.00 % (94.50 % with mirror views)")
+    assert results_table.ours([views], "last").startswith("1.00 %")
+
+
+def test_curves_hold_what_results_say():
+    assert results_table.curves()[1] in results_table.CURVES.read_text(), (
+        "run: python scripts/results_table.py"
+    )
 
 
 def test_benchmarks_are_shown_but_for_small_runs_and_growth(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The pure functions of the experiment: order, step, evaluation, devices."""
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from cifar_jax import sharding
 from cifar_jax.augment import make_augment
 from cifar_jax.dataset import Dataset
+from cifar_jax.experiment import make_experiment
 from cifar_jax.metrics import Metrics
 from cifar_jax.models import create_model
 from cifar_jax.optim import Schedules, constant, make_lookahead, make_optimizer
@@ -23,6 +25,7 @@ from cifar_jax.steps import (
     repeat,
     shuffled,
 )
+from cifar_jax.timing import random_splits
 
 AUGMENT = make_augment(
     ops=("random_crop", "random_flip", "normalize"),
@@ -415,3 +418,27 @@ def test_a_step_moves_nothing_between_host_and_device(dataset):
     state, _ = run(state, dataset)
     with jax.transfer_guard("disallow"):
         jax.block_until_ready(run(state, dataset))
+
+
+VARIANTS = [*(f"{name}:tuned" for name in ("vgg", "convnet", "resnet", "mixture", "dilated"))]
+VARIANTS += ["resnet:short", "mixture:sequential", "speedrun:96"]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_of_a_config_has_a_step_and_the_same_parameters(name):
+    """Traced, not run: all its fields are known to those who read them. A recipe leaves the network
+    as it is."""
+
+    def step_of(variant):
+        config = importlib.import_module(f"configs.{system}").get_config(variant)
+        splits = random_splits({"train": 2 * config.batch_size, "test": 8})
+        exp = make_experiment(config, splits=splits, class_names=tuple("0123456789"))
+        state = jax.eval_shape(exp.init_state)
+        after, _ = jax.eval_shape(exp.step, state, exp.train)
+        return state.params, after.params
+
+    system, _, variant = name.partition(":")
+    before, after = step_of(variant)
+    assert jax.tree.map(jnp.shape, before) == jax.tree.map(jnp.shape, after)
+    if variant in ("tuned", "short"):
+        assert jax.tree.map(jnp.shape, before) == jax.tree.map(jnp.shape, step_of("")[0])
