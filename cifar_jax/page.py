@@ -45,17 +45,22 @@ def write_run(
     labels,
     samples,
     learning_rate,
-    filters,
     config,
+    filters=None,
 ):
-    """Write the page of a run; the arguments are those of report.write_report."""
+    """Write the page of a run.
+
+    `result` and `records` as in result.json and metrics.jsonl; confusion [C, C], logits [N, C],
+    images uint8 [N, H, W, 3] and labels [N] of the test split at the best checkpoint; samples as
+    experiment.sample_images makes them; learning_rate [steps]; config a nested dict; filters
+    [H, W, 3, F] of the first convolution.
+    """
     eval_name = evaluated(result)
-    steps_per_epoch = result["steps"] / result["epochs"] if result["epochs"] else 1
     probabilities = metrics.softmax(logits)
     calibration = metrics.calibration(probabilities, labels)
     confusion = np.asarray(confusion).astype(int)
     found = mistakes(images, labels, logits, probabilities)
-    charts = curves(records, learning_rate, steps_per_epoch, eval_name) if records else {}
+    charts = curves(records, learning_rate, steps_per_epoch(result), eval_name) if records else {}
     kernels = filter_pictures(filters) if filters is not None else []
     speeds = [r["images_per_second"] for r in records]
     per_class = list(result["per_class"].values())
@@ -95,6 +100,11 @@ def write_run(
         filter_count=0 if filters is None else filters.shape[-1],
         filter_shape="" if filters is None else f"{filters.shape[0]} x {filters.shape[1]}",
     )
+
+
+def steps_per_epoch(result):
+    """Of a run, from its result.json."""
+    return result["steps"] / result["epochs"] if result["epochs"] else 1
 
 
 def evaluated(result):

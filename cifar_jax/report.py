@@ -311,59 +311,30 @@ def save(figures, folder):
     return pictures
 
 
-def write_report(
-    folder,
-    *,
-    result,
-    records,
-    class_names,
-    confusion,
-    logits,
-    images,
-    labels,
-    samples,
-    learning_rate,
-    config,
-    filters=None,
-):
+def write_report(folder, **run):
     """Draw a run: folder/*.png, folder/index.html, which holds all that it shows, and
     folder/predictions.npz with `logits` and `labels`, by which runs are compared.
 
-    `result` and `records` as in result.json and metrics.jsonl; confusion [C, C], logits [N, C],
-    images uint8 [N, H, W, 3] and labels [N] of the test split at the best checkpoint; samples as
-    draw_samples takes them; learning_rate [steps]; config a nested dict; filters [H, W, 3, F] of
-    the first convolution. Returns {name: PNG bytes}.
+    `run`: what page.write_run takes. Returns {name: PNG bytes}.
     """
     folder = pathlib.Path(folder)
-    steps_per_epoch = result["steps"] / result["epochs"] if result["epochs"] else 1
-    eval_name = page.evaluated(result)
+    result, records, class_names = run["result"], run["records"], run["class_names"]
+    logits, labels = run["logits"], run["labels"]
     figures = {
         "per_class": draw_per_class(result["per_class"]),
-        "confusion": draw_confusion(confusion, class_names),
-        "mistakes": draw_mistakes(images, labels, logits, class_names),
-        **draw_samples(samples, class_names),
+        "confusion": draw_confusion(run["confusion"], class_names),
+        "mistakes": draw_mistakes(run["images"], labels, logits, class_names),
+        **draw_samples(run["samples"], class_names),
     }
     if records:
-        figures["curves"] = draw_curves(records, learning_rate, steps_per_epoch, eval_name)
+        each, eval_name = page.steps_per_epoch(result), page.evaluated(result)
+        figures["curves"] = draw_curves(records, run["learning_rate"], each, eval_name)
     pictures = save(figures, folder)
     part = folder / ".predictions.npz.part"
     with open(part, "wb") as file:
         np.savez(file, logits=np.asarray(logits, np.float32), labels=np.asarray(labels, np.int32))
     part.replace(folder / "predictions.npz")
-    page.write_run(
-        folder / "index.html",
-        result=result,
-        records=records,
-        class_names=class_names,
-        confusion=confusion,
-        logits=logits,
-        images=images,
-        labels=labels,
-        samples=samples,
-        learning_rate=learning_rate,
-        config=config,
-        filters=filters,
-    )
+    page.write_run(folder / "index.html", **run)
     return pictures
 
 
