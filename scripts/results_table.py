@@ -401,7 +401,7 @@ def faults():
                 "",
                 f"Resident memory of a run of {memory['epochs']:,} epochs, a save each: "
                 f"{memory['settled']:.0f} MiB in the second fifth of them, "
-                f"{memory['end']:.0f} MiB in the last (medians).",
+                f"{memory['end']:.0f} MiB in the last (medians; commit {memory['commit'][:10]}).",
             ]
     path = ROOT / "results" / "fuzz.json"
     if path.exists():

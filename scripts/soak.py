@@ -120,7 +120,7 @@ def watch_memory(epochs, start, folder):
 
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--kills", type=int, default=100, help="0: those in --out stand")
     parser.add_argument("--epochs", type=int, default=1000, help="of the run for memory; 0: none")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and signals")
     parser.add_argument("--fork", action="store_true", help="quicker starts")
@@ -136,24 +136,27 @@ def main(arguments):
         def run(workdir, *more):
             return start(*running.QUICK, *more, f"--workdir={workdir}", cache=folder / "cache")
 
-        found = {**environment(), "fork": arguments.fork, "seed": arguments.seed}
-        report = f"--config.report={not arguments.fork}"
-        found |= soak(
-            arguments.kills, random.Random(arguments.seed), lambda w: run(w, report), folder
-        )
-        print(json.dumps(found["kills"], indent=2))
-        print(
-            f"{found['survived']} kills survived by {found['runs']} runs, each equal to the "
-            "uninterrupted one bit for bit",
-            flush=True,
-        )
         out = files.writable(pathlib.Path(arguments.out).parent) / arguments.out
-        files.write_json(out, found)  # the memory part takes longer
+        found = files.read_json(out) or {} if not arguments.kills else {}
+        if arguments.kills:
+            found = {**environment(), "fork": arguments.fork, "seed": arguments.seed}
+            report = f"--config.report={not arguments.fork}"
+            found |= soak(
+                arguments.kills, random.Random(arguments.seed), lambda w: run(w, report), folder
+            )
+            print(json.dumps(found["kills"], indent=2))
+            print(
+                f"{found['survived']} kills survived by {found['runs']} runs, each equal to the "
+                "uninterrupted one bit for bit",
+                flush=True,
+            )
+            files.write_json(out, found)  # the memory part takes longer
         if arguments.epochs:
             tiny = (f"--config.epochs={arguments.epochs}", "--config.batch_size=1500")
             tiny = (*tiny, "--config.drop_last=True")
-            found["memory"] = watch_memory(arguments.epochs, lambda w: run(w, *tiny), folder)
-            print("MiB in the second and in the last fifth of the epochs:", found["memory"])
+            grown = watch_memory(arguments.epochs, lambda w: run(w, *tiny), folder)
+            found["memory"] = {**grown, "commit": environment()["commit"]}
+            print("MiB in the second and in the last fifth of the epochs:", grown)
             files.write_json(out, found)
         return found
 
