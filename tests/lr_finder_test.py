@@ -24,7 +24,7 @@ def test_suggestions_of_a_known_curve():
     assert steepest(linear, np.exp(-10 * linear), np.array) == linear[SKIP_START]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_loss_that_hardly_falls_is_told(program, tmp_path):
     ramp = ("--config.lr_find.end_lr=2e-6", "--config.lr_find.steps=20")
     _, err = finish(program(*QUICK, "--mode=lr_find", *ramp, f"--workdir={tmp_path}"))

@@ -24,7 +24,7 @@ def config_of(**fields):
     return config
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_search_that_was_interrupted_goes_on(program, tmp_path):
     process = program(*SMALL, f"--workdir={tmp_path}")
     wait_for(lambda: (tmp_path / "round-0" / "checkpoints").exists(), process)
