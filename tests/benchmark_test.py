@@ -122,6 +122,7 @@ def test_a_loop_of_unknown_length_is_refused():
         macs(jax.make_jaxpr(body)(jnp.eye(3)))
 
 
+@pytest.mark.long
 def test_a_given_batch_makes_the_same_step():
     config = quickstart.get_config()
     config.model.widths, config.batch_size = (4, 8, 8, 8), 64

@@ -11,7 +11,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "cifar_jax"
 LAYERS = [
     ["__init__"],
-    ["images", "usage"],
+    ["dataset", "progress", "usage"],
+    ["images", "official"],
+    ["tfds_reader"],
     ["sharding"],  # who writes, and agreeing with the other processes: files and checkpoints ask
     [
         "augment",
@@ -39,7 +41,7 @@ ONLY_IN = {
     "tensorstore": "checkpoint",
     "torch": "torch_twin",
     "tensorboardX": "tensorboard",
-    "tensorflow_datasets": "data",
+    "tensorflow_datasets": "tfds_reader",
     "optuna": "search",
 }
 
@@ -73,6 +75,7 @@ def layer(name):
 def test_imports_point_downwards(path):
     own = room(path)
     rooms = {name for names in LAYERS for name in names}
+    assert own in rooms, f"LAYERS lacks {own}"
     for name in imports(path):
         parts = name.split(".")
         if parts[0] == "cifar_jax" and len(parts) > 1 and parts[1] in rooms and parts[1] != own:

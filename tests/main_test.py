@@ -394,6 +394,7 @@ def test_summary(config, total, program):
         assert any(line.split() == prep.split() for line in out.splitlines())
 
 
+@pytest.mark.long  # own_data_test.py predicts too
 def test_predict_names_classes_and_unreadable_files(reference, program, tmp_path):
     """A digit of the test set as PNG and, resized, as grey JPEG; a text file is named."""
     image = Image.fromarray(data.load("digits", "", "test").images[0])

@@ -40,7 +40,7 @@ def test_a_log_opened_again_holds_its_records_once(tmp_path):
     assert scalars["loss/eval"] == scalars["learning_rate"] == [(10, 0.5), (20, 0.5)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_resumed_run_has_no_point_twice(program, tmp_path):
     run = (*QUICK, "--config.log.tensorboard=True", f"--workdir={tmp_path}")
     finish(program(*run, "--config.stop_after=1.5"))
