@@ -415,7 +415,7 @@ def test_predict_names_classes_and_unreadable_files(reference, program, tmp_path
     assert "c.txt (not an image)" in err and "none.png (No such file" in err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_weights_go_out_and_in_again(reference, program, tmp_path):
     """Flax -> PyTorch and safetensors -> Flax: unchanged, and usable for all that a run is."""
     run = tmp_path / "run"
@@ -461,7 +461,7 @@ def test_weights_of_another_net_are_refused_by_name(reference, program, tmp_path
     assert err.count("\n") == 1 and not (tmp_path / "new" / "config.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compare_trains_times_and_reports_both_sides(program, tmp_path):
     short = ("--config.compare.epochs=0.5", "--config.compare.rounds=2")
     small = (*short, "--config.compare.dtypes=('float32',)", "--config.compare.compiled=False")

@@ -69,7 +69,11 @@ def test_replicas_are_the_runs_by_themselves_bit_for_bit(reference, program, tmp
 
 
 @pytest.mark.parametrize(
-    "strategy", ["sequence", "map", pytest.param("vmap", marks=pytest.mark.long)]
+    "strategy",
+    [
+        pytest.param(name, marks=() if name == "map" else pytest.mark.long)
+        for name in seeds.STRATEGIES
+    ],
 )
 def test_replicas_spread_over_devices_train_as_one_alone(strategy):
     """Three replicas on eight devices, one with another learning rate; the tolerance is that of
