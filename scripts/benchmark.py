@@ -303,6 +303,12 @@ def chart_rows(result):
     return rows
 
 
+def versions(result):
+    """What a result was measured with, in words."""
+    names = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return f"{names}; commit {(result['commit'] or 'unknown')[:10]}"
+
+
 def markdown(result):
     """A table of speed and one of starts, with what they were measured on."""
     peak = "; ".join(
@@ -313,8 +319,7 @@ def markdown(result):
         f"{result['device']}; {result['settings']['rounds']} rounds, medians; {result['data']}; "
         f"peak of a matrix product: {peak}; "
         f"GLIBC_TUNABLES {result['glibc_tunables'] or 'not set'}; "
-        + ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-        + f"; commit {(result['commit'] or 'unknown')[:10]}.",
+        f"{versions(result)}.",
     ]
     if "speed" in result["settings"]["measure"]:
         lines += [
@@ -371,41 +376,47 @@ def growth(args, out, twin):
     base = {"images": 512, "epochs": 1, "batch_size": 64, "width": 8, "classes": 10}
     factors = (1, 2) if args.quick else (1, 2, 4)
     result = {"status": "running", **provenance(args, None), "base": base, "growth": {}}
-    lines = [
-        f"{result['device']}; resnet of widths {tuple(base['width'] * k for k in (1, 2, 4, 8))}, "
-        f"{base['images']} images in batches of {base['batch_size']}, {base['classes']} classes; "
-        f"median of {rounds} rounds.",
-        "",
-        "| what grows | to | seconds | time grew | work grew | time / work |",
-        "|---|--:|--:|--:|--:|--:|",
-    ]
     for name, value in base.items():
         forms = {factor: epochs_of({**base, name: value * factor}, trained) for factor in factors}
         times = {factor: [] for factor in factors}
         for _ in range(rounds):
             for factor, (run, _) in forms.items():
                 times[factor].append(timing.seconds(run))
-        rows = result["growth"][name] = []
-        for factor, (_, macs) in forms.items():
-            row = {
+        result["growth"][name] = [
+            {
                 "value": value * factor,
                 **timing.summarize(times[factor], "seconds"),
                 "work_ratio": macs / forms[1][1],
             }
-            row["time_ratio"] = row["seconds"] / (rows[0]["seconds"] if rows else row["seconds"])
-            row["to_linear"] = row["time_ratio"] / row["work_ratio"]
-            rows.append(row)
-            lines.append(
-                f"| {name} | {row['value']} | {row['seconds']:.3f} | {row['time_ratio']:.2f} "
-                f"| {row['work_ratio']:.2f} | {row['to_linear']:.2f} |"
-            )
+            for factor, (_, macs) in forms.items()
+        ]
         files.write_json(out, result)
     result["status"] = "done"
     files.write_json(out, result)
-    lines += ["", "Work: multiply-adds of all the images trained on; 1.00 is linear."]
-    text = "\n".join(lines) + "\n"
+    text = growth_markdown(result)
     out.with_suffix(".md").write_text(text)
     print(text)
+
+
+def growth_markdown(result):
+    """The table of how time grew, with what it was measured on."""
+    base = result["base"]
+    lines = [
+        f"{result['device']}; resnet of widths {tuple(base['width'] * k for k in (1, 2, 4, 8))}, "
+        f"{base['images']} images in batches of {base['batch_size']}, {base['classes']} classes; "
+        f"median of {result['settings']['rounds']} rounds; {versions(result)}.",
+        "",
+        "| what grows | to | seconds | time grew | work grew | time / work |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name, rows in result["growth"].items():
+        for row in rows:
+            grew = row["seconds"] / rows[0]["seconds"]
+            lines.append(
+                f"| {name} | {row['value']} | {row['seconds']:.3f} | {grew:.2f} "
+                f"| {row['work_ratio']:.2f} | {grew / row['work_ratio']:.2f} |"
+            )
+    return "\n".join([*lines, "", "Work: multiply-adds of all the images trained on."]) + "\n"
 
 
 def epochs_of(size, trained):

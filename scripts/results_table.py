@@ -331,6 +331,14 @@ def benchmarks():
     return "\n".join(markdown(r) for r in found).rstrip() or NOT_YET
 
 
+def growth():
+    """The tables of how time grows, device by device."""
+    from benchmark import growth_markdown
+
+    found = [r for r in contents(BENCHMARKS) if "growth" in r and not r["settings"]["quick"]]
+    return "\n".join(growth_markdown(r) for r in found).rstrip() or NOT_YET
+
+
 def seeds():
     """The table of many seeds at once against the same runs in turn, and the strategies' rates."""
     found = contents(SEEDS)
@@ -435,6 +443,7 @@ BLOCKS = {
     "results": results,
     "comparison": comparisons,
     "benchmark": benchmarks,
+    "growth": growth,
     "speedrun": speedruns,
     "seeds": seeds,
     "faults": faults,

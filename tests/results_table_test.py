@@ -142,7 +142,7 @@ def test_curves_hold_what_results_say():
     )
 
 
-def test_benchmarks_are_shown_but_for_small_runs_and_growth(tmp_path, monkeypatch):
+def test_benchmarks_are_shown_but_for_small_runs_and_growth_apart(tmp_path, monkeypatch):
     monkeypatch.setattr(results_table, "BENCHMARKS", tmp_path)
     assert results_table.benchmarks() == "Not yet measured."
     form = {"images_per_second": 1000.0, "mfu": 0.25}
@@ -152,7 +152,13 @@ def test_benchmarks_are_shown_but_for_small_runs_and_growth(tmp_path, monkeypatc
         "families": {"vgg": {"batches": {"32": {"train": {"jax bfloat16": form}}}}},
     }
     quick = {**content, "settings": {**content["settings"], "quick": True}}
-    write(tmp_path, a=content, b=quick, c={"growth": {}, **HERE})
+    rows = [{"value": 8, "seconds": 2.0, "work_ratio": 1}]
+    rows += [{"value": 16, "seconds": 6.0, "work_ratio": 4}]
+    base = {"width": 8, "images": 512, "batch_size": 64, "classes": 10}
+    grown = {**HERE, "settings": content["settings"], "base": base, "growth": {"width": rows}}
+    write(tmp_path, a=content, b=quick, c=grown)
     text = results_table.benchmarks()
     assert text.count("| vgg, 32 | bfloat16 | train | 1,000 (25.0 %) | - | - | - |") == 1
     assert "NVIDIA H200; 5 rounds" in text
+    assert "width" not in text
+    assert "| width | 16 | 6.000 | 3.00 | 4.00 | 0.75 |" in results_table.growth()
