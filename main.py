@@ -1,5 +1,6 @@
 """Train and use CIFAR-10 convnets: main.py --config=configs/vgg.py --workdir=DIR [--mode=train]"""
 
+import os
 import pkgutil
 import sys
 
@@ -59,9 +60,8 @@ def refuse(text):
 
 def main(_):
     logging.set_verbosity(logging.ERROR)  # Orbax logs a page a save
-    from cifar_jax import InputError, compilation, memory, sharding
+    from cifar_jax import InputError, compilation, sharding
 
-    memory.keep_freed()
     compilation.enable_cache()
     more = {"predict": [IMAGES, JSON], "export": [FORMAT], "import": [WEIGHTS]}.get(MODE.value, [])
     try:
@@ -75,4 +75,5 @@ def main(_):
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     app.run(main, flags_parser=parse)

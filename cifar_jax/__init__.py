@@ -2,10 +2,7 @@
 
 import difflib
 import itertools
-import os
 import pathlib
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before JAX is imported
 
 
 class InputError(ValueError):

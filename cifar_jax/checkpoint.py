@@ -5,6 +5,7 @@ A checkpoint is three items: `model` (params, batch_stats: all that evaluation n
 """
 
 import contextlib
+import ctypes
 import gc
 import json
 import math
@@ -20,12 +21,17 @@ import orbax.checkpoint as ocp
 import tensorstore
 from orbax.checkpoint import checkpoint_managers as policies
 
-from cifar_jax import InputError, memory
+from cifar_jax import InputError
 from cifar_jax.sharding import in_turn, is_alone, is_writer, together
 
 # Orbax asks for these figures at every save, to log them, and what is returned is never freed
 # (tensorstore 0.1.86: about 48 objects a save): a run would grow with every checkpoint.
 tensorstore.experimental_collect_matching_metrics = lambda *_, **__: []
+
+# glibc's, where there is one: it gives freed memory back. Every thread of Orbax's leaves a heap of
+# its own that it frees but keeps (after 50 saves of a small run 1,069 MiB were resident, 566 when
+# trimmed, 185 in use).
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: None)
 
 VERSION = 3
 JOB_SECONDS = 300  # of one save by many processes: where one cannot write, the others wait so long
@@ -186,7 +192,7 @@ class Checkpoints:
 
         Raises InputError if the disk has no room or the save before did not reach it.
         """
-        memory.give_back()  # what the last save took is free by now
+        _trim(0)
         step = int(state.step)
         model, training = state.variables, _training(state, epoch_metrics)
         loss = _eval_loss({} if eval_loss is None else {"eval_loss": eval_loss})

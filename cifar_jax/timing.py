@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cifar_jax import memory, weights
+from cifar_jax import weights
 from cifar_jax.dataset import Dataset
 from cifar_jax.exchange import create_twin, load_torch_twin
 from cifar_jax.experiment import load_data, make_experiment
@@ -278,7 +278,6 @@ def fresh_start(config, name, sizes=None):
     network, weights, tracing, compilation and the step. peak_memory: see there. `config` is a
     nested dict; with `sizes` the data are random_splits(sizes), else the config's own.
     """
-    memory.keep_freed()
     config = ConfigDict(config)
     splits = random_splits(sizes) if sizes else load_data(config)
     twin = load_torch_twin() if name.startswith("torch") else None

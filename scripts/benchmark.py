@@ -31,7 +31,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave PyTorch
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from cifar_jax import InputError, compilation, memory, report, timing  # noqa: E402
+from cifar_jax import InputError, compilation, report, timing  # noqa: E402
 from cifar_jax import workdir as files  # noqa: E402
 from cifar_jax.exchange import load_torch_twin  # noqa: E402
 from cifar_jax.experiment import environment, load_data, make_experiment  # noqa: E402
@@ -48,7 +48,6 @@ KINDS = ("jax", "jax.given", "torch", "torch.compile")
 
 def main():
     args = parse()
-    memory.keep_freed()  # for both sides
     os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(args.device, args.device)
     jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
     try:

@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 import jax  # noqa: E402
 
-from cifar_jax import InputError, memory  # noqa: E402
+from cifar_jax import InputError  # noqa: E402
 from cifar_jax import workdir as files  # noqa: E402
 from cifar_jax.experiment import environment, make_experiment  # noqa: E402
 from cifar_jax.metrics import Metrics  # noqa: E402
@@ -176,7 +176,6 @@ def speedrun(arguments):
 
 
 if __name__ == "__main__":
-    memory.keep_freed()
     try:
         speedrun(parse(sys.argv[1:]))
     except InputError as error:

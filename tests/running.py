@@ -61,6 +61,7 @@ class Fork:
 
     def __init__(self, *arguments, cache, devices=1, variables=None, fault=None):
         os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["running", "main", *PRELOADED])
         self.folder = tempfile.TemporaryDirectory()
