@@ -9,7 +9,7 @@ import pytest
 from running import ROOT, copy_checkout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_page_can_be_followed(cache, monkeypatch, tmp_path):
     """Its files and changes in a copy of the checkout; then its commands, as they stand."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache))

@@ -10,7 +10,7 @@ import pytest
 from running import ROOT, copy_checkout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_readmes_example_runs_with_what_pip_installs(cache, tmp_path):
     source, target, elsewhere = (tmp_path / name for name in ("source", "target", "elsewhere"))
     copy_checkout(source)

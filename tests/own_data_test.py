@@ -163,7 +163,7 @@ np.save(sys.argv[2], net.call(np.load(sys.argv[2])))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_on_own_images_from_training_to_a_program(folder, program, tmp_path, cache):
     """At 24 x 20 pixels and three classes; once trained, predict needs no data."""
     own = ("--config=configs/quickstart.py", "--config.data.name=folder")
