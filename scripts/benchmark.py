@@ -415,7 +415,8 @@ def growth_markdown(result):
                 f"| {name} | {row['value']} | {row['seconds']:.3f} | {grew:.2f} "
                 f"| {row['work_ratio']:.2f} | {grew / row['work_ratio']:.2f} |"
             )
-    return "\n".join([*lines, "", "Work: multiply-adds of all the images trained on."]) + "\n"
+    lines += ["", "Work: multiply-adds of all the images trained on; 1.00 is linear."]
+    return "\n".join(lines) + "\n"
 
 
 def epochs_of(size, trained):

@@ -327,16 +327,20 @@ def benchmarks():
     """The tables of the benchmarks, device by device; small runs and growth are left out."""
     from benchmark import markdown
 
-    found = [r for r in contents(BENCHMARKS) if "families" in r and not r["settings"]["quick"]]
-    return "\n".join(markdown(r) for r in found).rstrip() or NOT_YET
+    return benchmark_tables("families", markdown)
 
 
 def growth():
     """The tables of how time grows, device by device."""
     from benchmark import growth_markdown
 
-    found = [r for r in contents(BENCHMARKS) if "growth" in r and not r["settings"]["quick"]]
-    return "\n".join(growth_markdown(r) for r in found).rstrip() or NOT_YET
+    return benchmark_tables("growth", growth_markdown)
+
+
+def benchmark_tables(field, table):
+    """table(result) of every benchmark that holds `field` and is no small run."""
+    found = [r for r in contents(BENCHMARKS) if field in r and not r["settings"]["quick"]]
+    return "\n".join(table(r) for r in found).rstrip() or NOT_YET
 
 
 def seeds():
