@@ -26,7 +26,9 @@ from cifar_jax import workdir as files
 from cifar_jax.augment import make_augment
 from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.dataset import Dataset
+from cifar_jax.flops import has_convolution
 from cifar_jax.models import create_model
+from cifar_jax.models.winograd import pieces
 from cifar_jax.optim import Schedules, make_lookahead, make_optimizer, make_schedules
 from cifar_jax.steps import (
     VIEWS,
@@ -38,6 +40,9 @@ from cifar_jax.steps import (
     repeat,
 )
 
+# Images in a training call on CPU. Its memory is allocated once a call, so that one step a call
+# takes up to 1.3 times as long; but a signal waits for the call to end.
+CALL_IMAGES = 512
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -94,6 +99,17 @@ class Experiment:
             out_shardings=(self.placement, self.placement),
         )
         return run.lower(state, metrics, self.train).compile()
+
+    def in_calls(self, steps):
+        """(steps in a call, calls) that make up `steps` steps of a whole batch, as is fast here."""
+        if jax.default_backend() != "cpu":
+            return steps, 1
+        count = 1 if self._slow_in_loops else pieces(steps, self.config.batch_size, CALL_IMAGES)
+        return count, steps // count
+
+    @functools.cached_property
+    def _slow_in_loops(self):
+        return has_convolution(self.model, self.train.images.shape[1:])
 
     def epochs_at(self, step):
         """Epochs trained after `step` steps; config.epochs at the end, be it within an epoch."""

@@ -31,6 +31,14 @@ def forward_macs(model, image_shape=(32, 32, 3)):
     return macs(_forward(model, image_shape))
 
 
+def has_convolution(model, image_shape=(32, 32, 3)):
+    """Whether XLA's own convolution runs in the network here; see layers.convolve."""
+    return any(
+        equation.primitive.name == "conv_general_dilated"
+        for equation in _equations(_trace_forward(model, image_shape))
+    )
+
+
 def by_layer(model, image_shape=(32, 32, 3)):
     """({layer: multiply-adds of an image}, {layer: Field of its output}), as forward_macs counts;
     a layer is a module by its own name."""
@@ -43,10 +51,22 @@ def by_layer(model, image_shape=(32, 32, 3)):
 
 def _forward(model, image_shape):
     """The jaxpr of one image's forward pass in evaluation mode; the image is its last input."""
+    with plain_convolutions():
+        return _trace_forward(model, image_shape)
+
+
+def _trace_forward(model, image_shape):
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
-    with plain_convolutions():
-        return jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, images)
+    return jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, images)
+
+
+def _equations(jaxpr):
+    """All equations of a jaxpr and of those in it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for body in _bodies(equation):
+            yield from _equations(body)
 
 
 def _trace(jaxpr, inputs, scope, products, fields):

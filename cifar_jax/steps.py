@@ -196,8 +196,8 @@ def repeat(step, num_steps, size, frozen=()):
     """`num_steps` steps as one call: run(state, metrics, dataset) -> (state, metrics).
 
     Each is of `size` examples; their Metrics are added to `metrics`. More than one step becomes a
-    scan: fast on accelerators; on CPU XLA's convolution gradients are about 25 times slower inside
-    a loop (measured), so run one step a call there.
+    scan. On CPU the gradients of XLA's own convolutions are about 25 times slower inside one
+    (measured).
     """
 
     def body(carry, dataset):

@@ -122,9 +122,8 @@ def make_form(sides, name, *, task="train", steps):
 
 
 def _jax_training(sides, dtype, steps, given=False):
-    on_cpu = jax.default_backend() == "cpu"  # one step a call there: see steps.repeat
-    calls, count = (steps, 1) if on_cpu else (1, steps)
     exp, size = sides.experiment(dtype), sides.size(0)
+    count, calls = exp.in_calls(steps)
     made = time.perf_counter()
     start = exp.init_state()
     if given:

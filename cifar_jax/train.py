@@ -167,8 +167,8 @@ class Run:
         self.log = None  # a TensorBoard where config.log asks for it
         self.diverged_at = None
         self.finite = jax.jit(all_finite)
-        on_cpu = jax.default_backend() == "cpu"
-        self.steps_per_call = exp.config.steps_per_call or (1 if on_cpu else exp.steps_per_epoch)
+        whole = max(1, len(exp.train) // exp.config.batch_size)
+        self.steps_per_call = exp.config.steps_per_call or exp.in_calls(whole)[0]
         self.eval_set = exp.test if exp.validation is None else exp.validation
 
     def begin(self):
@@ -266,8 +266,7 @@ class Run:
         opens the folder; Perfetto (ui.perfetto.dev) the perfetto_trace.json.gz in it.
         """
         exp, size = self.exp, self.exp.config.batch_size
-        on_cpu = jax.default_backend() == "cpu"
-        calls, count = (PROFILED, 1) if on_cpu else (1, PROFILED)  # as training calls it
+        count, calls = exp.in_calls(PROFILED)
         state = jax.tree.map(jnp.copy, self.state)
         steps = exp.compile_steps((count, size, ()), state, self.no_metrics)
         options = jax.profiler.ProfileOptions()

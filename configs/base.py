@@ -19,7 +19,7 @@ def get_config():
     c.alternating_flip = False  # mirror every image in every other epoch (see steps.make_batches)
     # epochs after which to stop (0: run them all); the same command with more, or 0, goes on
     c.stop_after = 0.0
-    # training steps in one compiled call; 0: 1 on CPU, a whole epoch on an accelerator
+    # training steps in one compiled call; 0: up to 512 images on CPU, a whole epoch on a GPU
     c.steps_per_call = 0
     c.report = True  # draw report/ at the end
     # once the loss or the state is not finite: stop (exit code 3) | rollback: to the newest

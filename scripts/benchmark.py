@@ -42,7 +42,7 @@ CONFIGS = {name: name for name in ("vgg", "convnet", "resnet", "mixture", "dilat
 CONFIGS["airbench"] = "speedrun"
 SIZES = {"train": 50_000, "test": 10_000}
 QUICK_SIZES = {"train": 1_024, "test": 256}
-IMAGES = {"cpu": 256, "gpu": 16_384}  # about so many in one timed run of a form
+IMAGES = {"cpu": 512, "gpu": 16_384}  # about so many in one timed run of a form
 KINDS = ("jax", "jax.given", "torch", "torch.compile")
 
 

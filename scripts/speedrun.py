@@ -62,7 +62,8 @@ def load_config(arguments):
         config = module.get_config(variant)
     except ValueError as error:
         raise InputError(str(error)) from error
-    config.model.dtype = arguments.dtype or ("float32" if on_cpu() else "bfloat16")
+    on_cpu = jax.default_backend() == "cpu"
+    config.model.dtype = arguments.dtype or ("float32" if on_cpu else "bfloat16")
     config.data.dir = arguments.data_dir or config.data.dir
     if arguments.quick:
         config.data.name, config.epochs = "digits", 1.5
@@ -71,17 +72,13 @@ def load_config(arguments):
     return config
 
 
-def on_cpu():
-    return jax.default_backend() == "cpu"
-
-
 def plan(exp):
     """The compiled calls of a whole run: (number of steps, batch size, frozen layers)."""
     if not exp.config.drop_last:
         raise InputError("a timed run has batches of one size: it needs config.drop_last")
     changes = {0, exp.total_steps, *exp.schedules.freeze.values()}
     for first, end in itertools.pairwise(sorted(s for s in changes if s <= exp.total_steps)):
-        count, calls = (1, end - first) if on_cpu() else (end - first, 1)
+        count, calls = exp.in_calls(end - first)
         yield from [(count, exp.config.batch_size, exp.schedules.frozen(first))] * calls
 
 

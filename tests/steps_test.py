@@ -1,5 +1,6 @@
 """The pure functions of the experiment: order, step, evaluation, devices."""
 
+import dataclasses
 import functools
 import importlib
 
@@ -166,6 +167,20 @@ def test_one_call_of_many_steps_is_many_calls(dataset):
     np.testing.assert_allclose(sums.loss, singles.loss, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(many.params), jax.tree.leaves(one.params)):
         np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_steps_in_a_call_are_what_is_fast_here(monkeypatch):
+    """On one CPU some; none together where XLA's own convolutions would run in the loop; elsewhere
+    all."""
+    config = importlib.import_module("configs.vgg").get_config()
+    splits = random_splits({"train": 64, "test": 8})
+    exp = make_experiment(config, splits=splits, class_names=tuple("0123456789"))
+    assert exp.config.batch_size == 32 and exp.in_calls(1562) == (1, 1562)
+    exp = dataclasses.replace(exp)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert exp.in_calls(1562) == (11, 142) and exp.in_calls(1) == (1, 1)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert exp.in_calls(1562) == (1562, 1)
 
 
 def test_sum_reduction_is_batch_times_the_mean(dataset):

@@ -22,10 +22,11 @@ KERNEL_GRADIENT_BYTES = 8 << 20
 FEWEST_PIXELS = 4  # a side up to which m = 2 is faster in the kernel's gradient too
 
 
-def pieces(batch, image_bytes, limit):
-    """Images a piece: the largest divisor of the batch whose buffers stay within `limit`."""
-    fit = max(1, limit // image_bytes)
-    return max(n for n in range(1, batch + 1) if batch % n == 0 and n <= fit)
+def pieces(count, cost, limit):
+    """How many of `count` go in a piece: their largest divisor that costs no more than `limit` at
+    `cost` each, or 1."""
+    fit = max(1, limit // cost)
+    return max(n for n in range(1, count + 1) if count % n == 0 and n <= fit)
 
 
 def over_pieces(piece, n, *arrays):
@@ -62,6 +63,9 @@ def _transforms(m):
         data[i, :-1] = polynomial.polyfromroots(rest)
     data[-1] = polynomial.polyfromroots(points)
     return output, kernel, data
+
+
+TURNED = (3, 1, 2, 0)  # where F(2 x 2, 3 x 3) has the transform of a kernel turned by 180 degrees
 
 
 def _combine(weights, arrays):
@@ -118,8 +122,9 @@ def _wide(x):
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
-def _convolve(x, tiles, padding, contract):
-    """Images [B, H, W, C] by transformed kernels, whose axis `contract` is summed over."""
+def _convolve(x, tiles, padding, contract, output):
+    """Images [B, H, W, C] by transformed kernels, whose axis `contract` is summed over, with the
+    output transform `output`."""
     batch, height, width, channels = x.shape
     features = tiles[0][0].shape[1 - contract]
     height, width = height + 2 * padding - 2, width + 2 * padding - 2
@@ -133,7 +138,7 @@ def _convolve(x, tiles, padding, contract):
             [lax.dot_general(data[i][j], tiles[i][j], dimensions) for j in range(4)]
             for i in range(4)
         ]
-        out = _both(_transforms(2)[0], products)
+        out = _both(output, products)
         shape = (-1, rows, columns, features)
         out = [jnp.stack([part.reshape(shape) for part in row], 3) for row in out]
         out = jnp.stack(out, 2).reshape(-1, 2 * rows, 2 * columns, features)
@@ -144,12 +149,18 @@ def _convolve(x, tiles, padding, contract):
 
 def convolve(x, kernel, padding):
     """x [B, H, W, C], kernel [3, 3, C, O] -> [B, H + 2 padding - 2, W + 2 padding - 2, O]."""
-    return _convolve(x, _kernel_tiles(kernel.astype(_wide(x))), padding, 0)
+    return _convolve(x, _kernel_tiles(kernel.astype(_wide(x))), padding, 0, _transforms(2)[0])
 
 
 def input_gradient(dy, kernel, padding):
-    """The cotangent of `convolve`'s images: dy by the kernel turned by 180 degrees."""
-    return _convolve(dy, _kernel_tiles(kernel[::-1, ::-1].astype(_wide(dy))), 2 - padding, 1)
+    """The cotangent of `convolve`'s images: dy by the kernel turned by 180 degrees.
+
+    Its polynomial is x^2 k(1 / x): at 1 and -1 the same, at 0 what k's is at infinity and the other
+    way round, but for the sign in G. So these are the tiles of `convolve`, which XLA makes once.
+    """
+    tiles = _kernel_tiles(kernel.astype(_wide(dy)))
+    turned = [[tiles[i][j] for j in TURNED] for i in TURNED]
+    return _convolve(dy, turned, 2 - padding, 1, _transforms(2)[0] * (-1, 1, 1, -1))
 
 
 def kernel_gradient(x, dy, padding):
@@ -158,9 +169,10 @@ def kernel_gradient(x, dy, padding):
     channels = x.shape[-1]
     m = 2 if max(height, width) <= FEWEST_PIXELS else 4
     output, kernel, _ = _transforms(m)
+    size = m + 2
     rows, columns = -(-height // m), -(-width // m)
     wide = _wide(x)
-    tile_bytes = (m + 2) ** 2 * wide.itemsize  # of a channel
+    tile_bytes = size**2 * wide.itemsize  # of a channel
     # the sums themselves are read and written once a piece
     limit = max(KERNEL_GRADIENT_BYTES, 2 * tile_bytes * channels * features)
     n = pieces(batch, tile_bytes * rows * columns * (channels + features), limit)
@@ -176,6 +188,8 @@ def kernel_gradient(x, dy, padding):
             for row in zip(sums, data, out, strict=True)
         ], None
 
-    zeros = [[jnp.zeros((channels, features), wide)] * (m + 2)] * (m + 2)
+    zeros = [[jnp.zeros((channels, features), wide)] * size] * size
     sums, _ = lax.scan(add, zeros, (split(x, n), split(dy, n)))
-    return jnp.stack([jnp.stack(row) for row in _both(kernel.T, sums)])
+    back = jnp.asarray(np.kron(kernel, kernel).T, wide)  # one product: XLA compiles it sooner
+    sums = jnp.stack([total.reshape(-1) for row in sums for total in row])
+    return jnp.dot(back, sums, precision="highest").reshape(3, 3, channels, features)
