@@ -190,6 +190,7 @@ def kernel_gradient(x, dy, padding):
 
     zeros = [[jnp.zeros((channels, features), wide)] * size] * size
     sums, _ = lax.scan(add, zeros, (split(x, n), split(dy, n)))
-    back = jnp.asarray(np.kron(kernel, kernel).T, wide)  # one product: XLA compiles it sooner
-    sums = jnp.stack([total.reshape(-1) for row in sums for total in row])
+    # one product, and no part of what follows: XLA would compute it again in every use
+    sums = lax.optimization_barrier(jnp.stack([x.reshape(-1) for row in sums for x in row]))
+    back = jnp.asarray(np.kron(kernel, kernel).T, wide)
     return jnp.dot(back, sums, precision="highest").reshape(3, 3, channels, features)
