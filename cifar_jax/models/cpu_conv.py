@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cifar_jax.models import winograd
-from cifar_jax.models.winograd import over_pieces, pieces, split
+from cifar_jax.models.winograd import over_pieces, pieces, split, zeros
 
 BUFFER_BYTES = (
     5 << 20
@@ -159,7 +159,7 @@ def _kernel_gradient(x, dy, kernel, padding):
         product = jnp.dot(patches.T, dy.reshape(-1, features), preferred_element_type=wide)
         return total + product, None
 
-    zero = jnp.zeros((k * k * channels, features), wide)
+    zero = zeros((k * k * channels, features), wide, dy)
     total, _ = lax.scan(add, zero, (split(x, n), split(dy, n)))
     return total.reshape(kernel.shape).astype(kernel.dtype)
 

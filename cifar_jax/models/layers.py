@@ -223,15 +223,12 @@ def _max_pool_backward(size, residuals, dy):
     windows = x[:, : rows * size, : columns * size].reshape(
         batch, rows, size, columns, size, channels
     )
-    taken = jnp.zeros(y.shape, bool)
-    parts = []
-    for i in range(size):
-        for j in range(size):
-            here = (windows[:, :, i, :, j] == y) & ~taken
-            taken |= here
-            parts.append(jnp.where(here, dy, 0))
-    dx = jnp.stack(parts, axis=-2).reshape(batch, rows, columns, size, size, channels)
-    dx = dx.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * size, columns * size, channels)
+    first = jnp.full(y.shape, size * size, jnp.int32)  # of its window; none is the maximum of a NaN
+    for k in reversed(range(size * size)):
+        first = jnp.where(windows[:, :, k // size, :, k % size] == y, k, first)
+    order = jnp.arange(size * size).reshape(1, 1, size, 1, size, 1)
+    dx = jnp.where(first[:, :, None, :, None] == order, dy[:, :, None, :, None], 0)
+    dx = dx.reshape(batch, rows * size, columns * size, channels)
     margin = ((0, 0), (0, height - rows * size), (0, width - columns * size), (0, 0))
     return (jnp.pad(dx, margin),)
 

@@ -10,6 +10,7 @@ whatever the dtype of the images.
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -34,8 +35,23 @@ def over_pieces(piece, n, *arrays):
     if n == len(arrays[0]):
         # what comes before would be computed again in each of the 16 transforms
         return lax.optimization_barrier(piece(*lax.optimization_barrier(arrays)))
-    out = lax.map(lambda parts: piece(*parts), tuple(split(x, n) for x in arrays))
+    arrays = [split(x, n) for x in arrays]
+
+    def body(i, out):
+        part = piece(*(lax.dynamic_index_in_dim(x, i, keepdims=False) for x in arrays))
+        return lax.dynamic_update_index_in_dim(out, part, i, 0)
+
+    part = jax.eval_shape(piece, *(x[0] for x in arrays))
+    out = zeros((len(arrays[0]), *part.shape), part.dtype, arrays[0])
+    out = lax.fori_loop(0, len(out), body, out)
     return out.reshape(-1, *out.shape[2:])
+
+
+def zeros(shape, dtype, x):
+    """Zeros made after `x`: else XLA makes them once for all steps of a loop around, and copies
+    them in each."""
+    zero, _ = lax.optimization_barrier((jnp.zeros((), dtype), x))
+    return jnp.broadcast_to(zero, shape)
 
 
 def split(x, n):
@@ -188,8 +204,8 @@ def kernel_gradient(x, dy, padding):
             for row in zip(sums, data, out, strict=True)
         ], None
 
-    zeros = [[jnp.zeros((channels, features), wide)] * size] * size
-    sums, _ = lax.scan(add, zeros, (split(x, n), split(dy, n)))
+    sums = [[zeros((channels, features), wide, dy)] * size] * size
+    sums, _ = lax.scan(add, sums, (split(x, n), split(dy, n)))
     # one product, and no part of what follows: XLA would compute it again in every use
     sums = lax.optimization_barrier(jnp.stack([x.reshape(-1) for row in sums for x in row]))
     back = jnp.asarray(np.kron(kernel, kernel).T, wide)
