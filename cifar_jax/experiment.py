@@ -104,7 +104,9 @@ class Experiment:
         """(steps in a call, calls) that make up `steps` steps of a whole batch, as is fast here."""
         if jax.default_backend() != "cpu":
             return steps, 1
-        count = 1 if self._slow_in_loops else pieces(steps, self.config.batch_size, CALL_IMAGES)
+        count = pieces(steps, self.config.batch_size, CALL_IMAGES)
+        if count > 1 and self._slow_in_loops:
+            count = 1
         return count, steps // count
 
     @functools.cached_property

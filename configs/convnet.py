@@ -9,7 +9,7 @@ from configs.base import get_config as base
 
 
 def get_config(variant=""):
-    check_variant("convnet", variant, "tuned")
+    check_variant("convnet", variant, "tuned", "short")
     c = base()
     c.model.name = "convnet"
     c.epochs = 400
@@ -34,4 +34,7 @@ def get_config(variant=""):
     if variant == "tuned":
         tune(c, epochs=100, peak_lr=8e-3, weight_decay=0.5)
         c.model.dropout = 0.2
+    if variant == "short":
+        tune(c, epochs=16, peak_lr=8e-3, weight_decay=0.5, cutout=0)
+        c.model.dropout = 0.1
     return c

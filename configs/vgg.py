@@ -8,7 +8,7 @@ from configs.base import get_config as base
 
 
 def get_config(variant=""):
-    check_variant("vgg", variant, "tuned")
+    check_variant("vgg", variant, "tuned", "short")
     c = base()
     c.model.name = "vgg"
     # BatchNorm's running variance as PyTorch keeps it; False: as Flax does
@@ -33,4 +33,7 @@ def get_config(variant=""):
     if variant == "tuned":
         tune(c, epochs=60, peak_lr=8e-3, weight_decay=0.5)
         c.model.dropout, c.model.head_dropout = (0.1, 0.1, 0.2, 0.2), 0.2
+    if variant == "short":
+        tune(c, epochs=8, peak_lr=8e-3, weight_decay=0.5, cutout=0)
+        c.model.dropout, c.model.head_dropout = (0.0, 0.0, 0.1, 0.1), 0.1
     return c

@@ -4,8 +4,8 @@ Prints accuracy and seconds of each run, then mean, deviation and 95 % interval.
 results/speedrun/CONFIG-DEVICE.json) holds all of it after every run; the same command adds the
 seeds that are missing there. The clock of a run: initial weights with the whitening, every training
 step, the test images under all views, until the device is done; compilation is timed apart. On an
-accelerator the steps are one call for each set of frozen layers, in bfloat16; on CPU every step is
-a call, in float32. --quick is a small run that shows that all works.
+accelerator the steps are one call for each set of frozen layers, in bfloat16; on CPU they are
+calls as in training, in float32. --quick is a small run that shows that all works.
 """
 
 import argparse

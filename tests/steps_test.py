@@ -435,8 +435,9 @@ def test_a_step_moves_nothing_between_host_and_device(dataset):
         jax.block_until_ready(run(state, dataset))
 
 
-VARIANTS = [*(f"{name}:tuned" for name in ("vgg", "convnet", "resnet", "mixture", "dilated"))]
-VARIANTS += ["resnet:short", "mixture:sequential", "speedrun:96"]
+VARIANTS = [f"{name}:tuned" for name in ("vgg", "convnet", "resnet", "mixture", "dilated")]
+VARIANTS += [f"{name}:short" for name in ("vgg", "convnet", "resnet")]
+VARIANTS += ["mixture:sequential", "speedrun:96", "speedrun:muon"]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
