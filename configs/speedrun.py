@@ -59,7 +59,7 @@ def get_config(variant=""):
         c.optim.b2 = 0.95
         c.optim.weight_decay = 0.5
         c.schedule.peak_lr = 2e-2
-        c.schedule.pct_start = 0.02
+        c.schedule.pct_start = 0.1
         c.schedule.end_factor = 0.0
         c.lookahead.every = 0
     if variant == "96":

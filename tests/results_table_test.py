@@ -89,7 +89,7 @@ def test_speedruns_have_a_row_for_each_choice_of_views(tmp_path, monkeypatch):
         for x in (0.0, 0.2)
     ]
     content = {
-        "config": {"model": {"depth": 2, "dtype": "bfloat16"}},
+        "config": {"model": {"depth": 2, "dtype": "bfloat16"}, "optim": {"name": "sgd"}},
         "dataset": {"name": "cifar10", "sha256": {"train": "f912919bdea3"}},
         "runs": runs,
         "sessions": [{"compile_seconds": 41.23, **HERE}] * 2,
