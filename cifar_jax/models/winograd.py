@@ -62,6 +62,7 @@ def split(x, n):
 # By m, where the polynomials behind the transforms are evaluated, infinity aside. 0, 1, -1, 2, -2,
 # usual for m = 4, would make the sums five times less exact (measured).
 POINTS = {2: (0, 1, -1), 4: (0, 3 / 4, -3 / 4, 3 / 2, -3 / 2)}
+TURNED = (3, 1, 2, 0)  # the points of m = 2, infinity the last, as a kernel turned around has them
 
 
 @functools.cache
@@ -79,9 +80,6 @@ def _transforms(m):
         data[i, :-1] = polynomial.polyfromroots(rest)
     data[-1] = polynomial.polyfromroots(points)
     return output, kernel, data
-
-
-TURNED = (3, 1, 2, 0)  # where F(2 x 2, 3 x 3) has the transform of a kernel turned by 180 degrees
 
 
 def _combine(weights, arrays):
