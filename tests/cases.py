@@ -8,7 +8,7 @@ README's table.
 CASES = {  # number: (what happens to the run, what the run does)
     1: ("killed in the middle of a save", "goes on from the checkpoint before"),
     2: ("ends with an error right after a save began", "waits until it is on the disk"),
-    3: ("SIGTERM", "ends the step, saves, exits with 75; the same command goes on"),
+    3: ("SIGTERM", "ends the call of steps, saves, exits with 75; the same command goes on"),
     4: ("more signals during that save", "saves all the same"),
     5: ("SIGTERM to one of several hosts", "all save the same step and exit with 75"),
     6: ("a signal while it compiles or evaluates", "ends that first, then saves"),
