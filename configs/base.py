@@ -81,7 +81,7 @@ def get_config():
     # pair is trained from every seed. One value stands for all, phases keep their proportions.
     c.replicas.lr = ()
     c.replicas.weight_decay = ()
-    # auto | sequence: one after the other, step by step | map: one after the other in one compiled
+    # auto | sequence: one after the other, call by call | map: one after the other in one compiled
     # loop | vmap: all in one computation; auto is sequence on CPU, else map (see seeds.py)
     c.replicas.strategy = "auto"
 

@@ -401,8 +401,8 @@ def test_a_scheduler_s_variables_change_nothing(reference, program, tmp_path):
 @pytest.mark.slow
 @pytest.mark.case(21)
 def test_soak(tmp_path):
-    """Six kills at random moments; scripts/soak.py has a hundred."""
+    """Ten kills at random moments; scripts/soak.py has a hundred."""
     found = soak.main(
-        soak.parse(["--kills=6", "--epochs=0", "--fork", f"--out={tmp_path}/soak.json"])
+        soak.parse(["--kills=10", "--epochs=0", "--fork", f"--out={tmp_path}/soak.json"])
     )
-    assert found["survived"] == 6 and found["runs"] >= 1
+    assert found["survived"] == 10 and found["runs"] >= 1
