@@ -59,10 +59,10 @@ def split(x, n):
     return x.reshape(-1, n, *x.shape[1:])
 
 
-# By m, where the polynomials behind the transforms are evaluated, infinity aside. 0, 1, -1, 2, -2,
-# usual for m = 4, would make the sums five times less exact (measured).
+# By m, where the polynomials behind the transforms are evaluated: 0, then pairs of both signs; the
+# last point, infinity, is not named. 0, 1, -1, 2, -2, usual for m = 4, would make the sums five
+# times less exact (measured).
 POINTS = {2: (0, 1, -1), 4: (0, 3 / 4, -3 / 4, 3 / 2, -3 / 2)}
-TURNED = (3, 1, 2, 0)  # the points of m = 2, infinity the last, as a kernel turned around has them
 
 
 @functools.cache
@@ -82,36 +82,49 @@ def _transforms(m):
     return output, kernel, data
 
 
-def _combine(weights, arrays):
-    """The sum of `arrays` by `weights`; only what is not 0 or 1 costs a product."""
-    terms = [
-        (weight, abs(weight) * x if abs(weight) != 1 else x)
-        for weight, x in zip(weights.tolist(), arrays, strict=True)
-        if weight
-    ]
-    (sign, total), *rest = sorted(terms, key=lambda term: term[0] < 0)
-    total = total if sign > 0 else -total
-    for sign, term in rest:
-        total = total + term if sign > 0 else total - term
-    return total
+# Along each axis the points of a transformed tile are kept in two parts, the pairs and the ends, 0
+# and infinity; so tiles are four arrays [rows' points, columns' points, ...], in lists
+# [rows' part][columns' part]. Within an array every value is a sum of the same few terms, by
+# weights from a table: one kernel for XLA to compile, not one for each point.
+def _parts(m):
+    """The points of the pairs and of the ends, as indices."""
+    return slice(1, m + 1), slice(0, None, m + 1)
 
 
-def _both(matrix, rows):
-    """The product with `matrix` along both axes of a list of lists of arrays."""
-    columns = [
-        [_combine(weights, column) for weights in matrix] for column in zip(*rows, strict=True)
+def _weighted(table, arrays):
+    """[row of the table, ...]: the sum of `arrays` by each row."""
+    shape = (-1,) + (1,) * arrays[0].ndim
+    return sum(
+        jnp.asarray(weights.reshape(shape), x.dtype) * x
+        for weights, x in zip(table.T, arrays, strict=True)
+    )
+
+
+def _tiles(x, lines, rows_axis, columns_axis):
+    """The four parts, each as matrices [rows' * columns' points, tiles, C] (made before their
+    product: fused into it, they are slow), by `lines`, the transform along one axis."""
+    parts = [lines(y, rows_axis + 1) for y in lines(x, columns_axis)]
+    return [
+        [lax.optimization_barrier(y.reshape(len(y) * y.shape[1], -1, y.shape[-1])) for y in row]
+        for row in zip(*parts, strict=True)
     ]
-    return [[_combine(weights, row) for weights in matrix] for row in zip(*columns, strict=True)]
 
 
 def _kernel_tiles(kernel):
-    """[3, 3, C, O] as 4 x 4 matrices [C, O]."""
-    return _both(_transforms(2)[1], [[kernel[i, j] for j in range(3)] for i in range(3)])
+    """The four parts, each [points, C, O], of a kernel [3, 3, C, O] for m = 2."""
+    matrix = _transforms(2)[1]
+
+    def lines(x, axis):
+        taps = [lax.index_in_dim(x, k, axis, keepdims=False) for k in range(3)]
+        return [_weighted(matrix[part], taps) for part in _parts(2)]
+
+    parts = _tiles(kernel.reshape(3, 3, -1), lines, 0, 1)
+    return [[y.reshape(-1, *kernel.shape[2:]) for y in row] for row in parts]
 
 
-def _data_tiles(x, padding, rows, columns, m=2):
-    """The transformed tiles, m + 2 by m + 2, each [n * rows * columns, C], of images
-    [n, H, W, C]."""
+def _data_tiles(x, padding, rows, columns, m=2, turned=False):
+    """The four parts, each [points, n * rows * columns, C], of images [n, H, W, C]; `turned`: the
+    ends the other way round."""
     n, height, width, channels = x.shape
     margin = [
         (padding, m * (count + 1) - size - padding)
@@ -119,43 +132,55 @@ def _data_tiles(x, padding, rows, columns, m=2):
     ]
     x = jnp.pad(x.astype(_wide(x)), ((0, 0), *margin, (0, 0)))
     x = x.reshape(n, rows + 1, m, columns + 1, m, channels)
+    matrix = _transforms(m)[2]
 
-    def tile(i, j):
-        return x[:, i // m : i // m + rows, i % m, j // m : j // m + columns, j % m]
+    def lines(x, axis):
+        count = x.shape[axis] - 1
 
-    tiles = [[tile(i, j) for j in range(m + 2)] for i in range(m + 2)]
-    return [[_matrix(t) for t in row] for row in _both(_transforms(m)[2], tiles)]
+        def pixels(k, size):
+            """[size, ..., count, ...]: of every tile the k-th pixel and those after it."""
+            x_k = lax.slice_in_dim(x, k // m, k // m + count, axis=axis)
+            x_k = lax.slice_in_dim(x_k, k % m, k % m + size, axis=axis + 1)
+            return jnp.moveaxis(x_k, axis + 1, 0)
 
+        pairs = _weighted(matrix[1:-1, 1:-1], [pixels(k, 1)[0] for k in range(1, m + 1)])
+        # infinity's polynomial is that of 0 times x: the same weights, one pixel on
+        ends = sum(float(matrix[0, k]) * pixels(k, 2) for k in range(0, m + 1, 2))
+        return pairs, ends[::-1] if turned else ends
 
-def _matrix(x):
-    """[..., C] as a matrix [rows, C], made before its product: fused into it, it is slow."""
-    return lax.optimization_barrier(x.reshape(-1, x.shape[-1]))
+    return _tiles(x, lines, 1, 3)
 
 
 def _wide(x):
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
-def _convolve(x, tiles, padding, contract, output):
-    """Images [B, H, W, C] by transformed kernels, whose axis `contract` is summed over, with the
-    output transform `output`."""
+def _convolve(x, tiles, padding, contract, turned):
+    """Images [B, H, W, C] by a transformed kernel, whose axis `contract`, 1 or 2, is summed over;
+    `turned`: by the kernel turned by 180 degrees."""
     batch, height, width, channels = x.shape
-    features = tiles[0][0].shape[1 - contract]
+    features = tiles[0][0].shape[3 - contract]
     height, width = height + 2 * padding - 2, width + 2 * padding - 2
     rows, columns = -(-height // 2), -(-width // 2)
     image_bytes = 16 * rows * columns * (channels + features) * _wide(x).itemsize
 
+    def output(pairs, ends):
+        """Along the first axis the two pixels, from the points in both parts."""
+        ends = -ends[::-1] if turned else ends
+        return pairs[0] + pairs[1] + ends[0], pairs[0] - pairs[1] + ends[1]
+
+    def multiply(data, tiles):
+        dimensions = (((2,), (contract,)), ((0,), (0,)))
+        product = lax.dot_general(data, tiles, dimensions)
+        return product.reshape(2, 2, -1, rows, columns, features)
+
     def piece(x):
-        data = _data_tiles(x, padding, rows, columns)
-        dimensions = (((1,), (contract,)), ((), ()))
-        products = [
-            [lax.dot_general(data[i][j], tiles[i][j], dimensions) for j in range(4)]
-            for i in range(4)
-        ]
-        out = _both(output, products)
-        shape = (-1, rows, columns, features)
-        out = [jnp.stack([part.reshape(shape) for part in row], 3) for row in out]
-        out = jnp.stack(out, 2).reshape(-1, 2 * rows, 2 * columns, features)
+        data = _data_tiles(x, padding, rows, columns, turned=turned)
+        products = jax.tree.map(multiply, data, tiles)
+        lines = [jnp.stack(output(*parts), 1) for parts in zip(*products, strict=True)]
+        # [n, rows, 2, columns, 2, O]
+        out = jnp.stack([y.transpose(1, 2, 0, 3, 4) for y in output(*lines)], 4)
+        out = out.reshape(-1, 2 * rows, 2 * columns, features)
         return out[:, :height, :width].astype(x.dtype)
 
     return over_pieces(piece, pieces(batch, image_bytes, TILE_BYTES), x)
@@ -163,18 +188,18 @@ def _convolve(x, tiles, padding, contract, output):
 
 def convolve(x, kernel, padding):
     """x [B, H, W, C], kernel [3, 3, C, O] -> [B, H + 2 padding - 2, W + 2 padding - 2, O]."""
-    return _convolve(x, _kernel_tiles(kernel.astype(_wide(x))), padding, 0, _transforms(2)[0])
+    return _convolve(x, _kernel_tiles(kernel.astype(_wide(x))), padding, 1, turned=False)
 
 
 def input_gradient(dy, kernel, padding):
     """The cotangent of `convolve`'s images: dy by the kernel turned by 180 degrees.
 
     Its polynomial is x^2 k(1 / x): at 1 and -1 the same, at 0 what k's is at infinity and the other
-    way round, but for the sign in G. So these are the tiles of `convolve`, which XLA makes once.
+    way round, but for the sign in G. So these are the tiles of `convolve`, which XLA makes once;
+    the data's ends and what comes out at them change places.
     """
     tiles = _kernel_tiles(kernel.astype(_wide(dy)))
-    turned = [[tiles[i][j] for j in TURNED] for i in TURNED]
-    return _convolve(dy, turned, 2 - padding, 1, _transforms(2)[0] * (-1, 1, 1, -1))
+    return _convolve(dy, tiles, 2 - padding, 2, turned=True)
 
 
 def kernel_gradient(x, dy, padding):
@@ -183,28 +208,35 @@ def kernel_gradient(x, dy, padding):
     channels = x.shape[-1]
     m = 2 if max(height, width) <= FEWEST_PIXELS else 4
     output, kernel, _ = _transforms(m)
-    size = m + 2
     rows, columns = -(-height // m), -(-width // m)
     wide = _wide(x)
-    tile_bytes = size**2 * wide.itemsize  # of a channel
+    tile_bytes = (m + 2) ** 2 * wide.itemsize  # of a channel
     # the sums themselves are read and written once a piece
     limit = max(KERNEL_GRADIENT_BYTES, 2 * tile_bytes * channels * features)
     n = pieces(batch, tile_bytes * rows * columns * (channels + features), limit)
 
-    def add(sums, parts):
-        x, dy = parts
-        data = _data_tiles(x, padding, rows, columns, m)
+    def lines(y, axis):
+        pixels = [lax.index_in_dim(y, k, axis, keepdims=False) for k in range(m)]
+        # at 0 the first of the m pixels is left, at infinity the last
+        ends = lax.slice_in_dim(y, 0, m, stride=m - 1, axis=axis)
+        return _weighted(output.T[1:-1], pixels), jnp.moveaxis(ends, axis, 0)
+
+    def add(sums, pieces):
+        x, dy = pieces
         margin = ((0, 0), (0, m * rows - height), (0, m * columns - width), (0, 0))
         dy = jnp.pad(dy.astype(wide), margin).reshape(n, rows, m, columns, m, features)
-        out = _both(output.T, [[dy[:, :, a, :, b] for b in range(m)] for a in range(m)])
-        return [
-            [total + d.T @ _matrix(o) for total, d, o in zip(*row, strict=True)]
-            for row in zip(sums, data, out, strict=True)
-        ], None
+        data, out = _data_tiles(x, padding, rows, columns, m), _tiles(dy, lines, 2, 4)
+        dimensions = (((1,), (1,)), ((0,), (0,)))
+        return jax.tree.map(
+            lambda total, d, o: total + lax.dot_general(d, o, dimensions), sums, data, out
+        ), None
 
-    sums = [[zeros((channels, features), wide, dy)] * size] * size
+    # of each part, the kernel's transform [points, 9]
+    back = [[np.kron(kernel[i], kernel[j]) for j in _parts(m)] for i in _parts(m)]
+    sums = [[zeros((len(b), channels, features), wide, dy) for b in row] for row in back]
     sums, _ = lax.scan(add, sums, (split(x, n), split(dy, n)))
+    sums = jnp.concatenate([total.reshape(len(total), -1) for row in sums for total in row])
     # one product, and no part of what follows: XLA would compute it again in every use
-    sums = lax.optimization_barrier(jnp.stack([x.reshape(-1) for row in sums for x in row]))
-    back = jnp.asarray(np.kron(kernel, kernel).T, wide)
+    sums = lax.optimization_barrier(sums)
+    back = jnp.asarray(np.concatenate([b for row in back for b in row]).T, wide)
     return jnp.dot(back, sums, precision="highest").reshape(3, 3, channels, features)
