@@ -28,6 +28,7 @@ from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.dataset import Dataset
 from cifar_jax.flops import has_convolution
 from cifar_jax.models import create_model
+from cifar_jax.models.layers import plain_convolutions
 from cifar_jax.models.winograd import pieces
 from cifar_jax.optim import Schedules, make_lookahead, make_optimizer, make_schedules
 from cifar_jax.steps import (
@@ -74,21 +75,26 @@ class Experiment:
     def init_state(self, seed=None):
         """The initial TrainState of `seed` (None: config.seed), whole on every device."""
         key = jax.random.key(self.config.seed if seed is None else seed)
-        return self._init(key, self.train.images)
+        return self._jitted_init(key, self.train.images)
 
-    @functools.cached_property
-    def _init(self):
-        def init(key, images):
-            kwargs = {
-                "image_shape": images.shape[1:],
-                "lookahead": self.lookahead is not None,
-            }
-            if hasattr(self.model, "initialize_from_data"):
-                images = images[: self.model.whitening_images]
-                kwargs["images"] = self.normalize(key, images)
+    def abstract_state(self):
+        """Its shapes and dtypes, as jax.ShapeDtypeStructs."""
+        return jax.eval_shape(self._init, jax.random.key(0), self.train.images)
+
+    def _init(self, key, images):
+        kwargs = {"image_shape": images.shape[1:], "lookahead": self.lookahead is not None}
+        if hasattr(self.model, "initialize_from_data"):
+            images = images[: self.model.whitening_images]
+            kwargs["images"] = self.normalize(key, images)
+        with plain_convolutions():  # nothing of what they give is used
             return init_state(key, self.model, self.tx, **kwargs)
 
-        return jax.jit(init, out_shardings=self.placement)
+    @functools.cached_property
+    def _jitted_init(self):
+        # it runs once: with fewer of LLVM's passes it compiles 2 s sooner, to equal values
+        on_cpu = jax.default_backend() == "cpu"
+        options = {"xla_backend_optimization_level": 1} if on_cpu else {}
+        return jax.jit(self._init, out_shardings=self.placement, compiler_options=options)
 
     def compile_steps(self, call, state, metrics):
         """`call` = (number of steps, size, frozen layers) of steps.repeat, compiled for such a
@@ -153,7 +159,8 @@ def make_model(config, class_names, image_shape=(32, 32, 3)):
     with _section("model"):
         model = create_model(**config.model, num_classes=len(class_names))
         image = jnp.zeros((1, *image_shape))
-        jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
+        with plain_convolutions():  # of the same shapes, and soon traced
+            jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
     return model
 
 

@@ -64,7 +64,7 @@ def collectives(text):
 def step_collectives(exp):
     """The collectives of a whole training step of `exp`, its Metrics' sums among them."""
     step = jax.jit(exp.step, out_shardings=(exp.placement, exp.placement))
-    state = jax.eval_shape(exp.init_state)
+    state = exp.abstract_state()
     return collectives(step.lower(state, exp.train).compile().as_text())
 
 
@@ -81,7 +81,7 @@ def measure(name):
             "kinds": sorted({kind for kind, _ in found}),
             "bytes": sum(sum(sizes) for _, sizes in found),
         }
-    params = jax.eval_shape(exp.init_state).params
+    params = exp.abstract_state().params
     return {
         "batch_size": config.batch_size,
         "gradient_bytes": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)),

@@ -38,7 +38,7 @@ def test_a_step_sends_gradients_sums_and_nothing_else(parts):
     exp = make_experiment(config, splits=timing.random_splits(sizes))
     found = scaling.step_collectives(exp)
     assert {kind for kind, _ in found} == {"all-reduce"}
-    state = jax.eval_shape(exp.init_state)
+    state = exp.abstract_state()
     gradients = sum(4 * x.size for x in jax.tree.leaves(state.params))
     statistics = sum(4 * x.size for x in jax.tree.leaves(state.batch_stats))
     metrics = 4 * (1 + 1 + 3 + 10 * 10 + 1)  # loss, finite, hits, confusion, count

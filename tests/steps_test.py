@@ -449,7 +449,7 @@ def test_every_variant_of_a_config_has_a_step_and_the_same_parameters(name):
         config = importlib.import_module(f"configs.{system}").get_config(variant)
         splits = random_splits({"train": 2 * config.batch_size, "test": 8})
         exp = make_experiment(config, splits=splits, class_names=tuple("0123456789"))
-        state = jax.eval_shape(exp.init_state)
+        state = exp.abstract_state()
         after, _ = jax.eval_shape(exp.step, state, exp.train)
         return state.params, after.params
 

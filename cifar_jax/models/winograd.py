@@ -95,7 +95,7 @@ def _weighted(table, arrays):
     """[row of the table, ...]: the sum of `arrays` by each row."""
     shape = (-1,) + (1,) * arrays[0].ndim
     return sum(
-        jnp.asarray(weights.reshape(shape), x.dtype) * x
+        jnp.asarray(weights.reshape(shape), x.dtype) * x[None]
         for weights, x in zip(table.T, arrays, strict=True)
     )
 
