@@ -73,7 +73,7 @@ def parse():
     parser.add_argument("--families", default=",".join(CONFIGS), help="joined by commas")
     parser.add_argument("--batch", default="recipe,512", help="sizes joined by commas")
     parser.add_argument("--dtypes", default="float32,bfloat16")
-    parser.add_argument("--measure", default="speed,start", help="speed, start or both")
+    parser.add_argument("--measure", default="speed,start", help="joined by commas")
     parser.add_argument("--rounds", type=int, default=5, help="of timing, every form once in each")
     parser.add_argument("--no-compiled", action="store_true", help="leave torch.compile out")
     parser.add_argument("--data-dir", help="CIFAR-10; else random pixels, which take as long")
