@@ -3,6 +3,7 @@
 Where each is read: official.py, tfds_reader.py, images.py.
 """
 
+import importlib.util
 import pathlib
 
 import numpy as np
@@ -73,12 +74,12 @@ def _root(name, data_dir):
 def _digits(split):
     """scikit-learn's 1,797 handwritten digits, 8x8 grey, enlarged to 32x32x3; of each class every
     6th is for testing."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    grey = np.round(digits.images * (255 / 16)).astype(np.uint8)  # [N, 8, 8], 0..16 -> 0..255
+    # its file, for to import it takes a second
+    (package,) = importlib.util.find_spec("sklearn").submodule_search_locations
+    table = np.loadtxt(f"{package}/datasets/data/digits.csv.gz", delimiter=",", dtype=np.int32)
+    levels, labels = table[:, :-1].reshape(-1, 8, 8), table[:, -1]
+    grey = np.round(levels * (255 / 16)).astype(np.uint8)  # 0..16 -> 0..255
     pixels = np.repeat(grey.repeat(4, axis=1).repeat(4, axis=2)[..., None], 3, axis=3)
-    labels = digits.target.astype(np.int32)
     rank = np.zeros(len(labels), int)
     for digit in range(10):
         rank[labels == digit] = np.arange((labels == digit).sum())

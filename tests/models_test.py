@@ -1,5 +1,7 @@
 """Every family: its parameter count, shapes, dtypes; the layers against torch.nn and lax.conv."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,7 +100,7 @@ def test_whitening_is_measured_and_no_parameter(rng):
 
     def input_gradient(params):
         variables = {"params": params, "batch_stats": state.batch_stats}
-        return jax.grad(lambda x: model.apply(variables, x, train=False).sum())(images)
+        return jax.jit(jax.grad(lambda x: model.apply(variables, x, train=False).sum()))(images)
 
     assert not input_gradient(state.params).any()
 
@@ -164,9 +166,12 @@ def test_float32_variables_and_output_shape(name, dtype):
 
 
 def test_initial_values_are_pytorchs_uniform():
-    variables = create_model("convnet", num_classes=10).init(
-        jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False
+    model, image = create_model("convnet", num_classes=10), jnp.zeros((1, 32, 32, 3))
+    init = jax.jit(
+        lambda x: model.init(jax.random.key(0), x, train=False),
+        compiler_options={"xla_backend_optimization_level": 1},
     )
+    variables = init(image)
     for name, fan_in in (("conv4", 9 * 64), ("fc1", 9216), ("fc4", 64)):
         bound = fan_in**-0.5
         for leaf in jax.tree.leaves(variables["params"][name]):
@@ -270,14 +275,20 @@ def test_winograd_in_float32_is_as_exact_as_xla(rng):
     x = rng.normal(size=(16, 16, 16, 128))
     kernel, dy = rng.normal(size=(3, 3, 128, 64)), rng.normal(size=(16, 14, 14, 64))
 
-    def error(form):
-        def results(dtype):
-            out, vjp = jax.vjp(lambda x, w: form(x, w, 0), x.astype(dtype), kernel.astype(dtype))
-            return [np.asarray(v) for v in (out, *vjp(dy.astype(dtype)))]
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(form, x, kernel, dy):
+        out, vjp = jax.vjp(lambda x, w: form(x, w, 0), x, kernel)
+        return out, *vjp(dy)
 
-        with jax.enable_x64(True):
-            exact = results(np.float64)
-        return [abs(a - b).max() / abs(b).max() for a, b in zip(results(np.float32), exact)]
+    def results(form, dtype):
+        return [np.asarray(v) for v in run(form, *(v.astype(dtype) for v in (x, kernel, dy)))]
+
+    with jax.enable_x64(True):
+        exact = results(convolve, np.float64)
+
+    def error(form):
+        found = results(form, np.float32)
+        return [abs(a - b).max() / abs(b).max() for a, b in zip(found, exact, strict=True)]
 
     for ours, xlas in zip(error(cpu_conv.conv), error(convolve)):
         assert ours < max(3 * xlas, 2e-6)

@@ -26,7 +26,7 @@ SPEEDRUN = (  # its bias is frozen within these 35 steps
     *("--config.schedule.freeze.whiten=1", "--config.report=False"),
 )
 PRELOADED = (  # the program imports these when it needs them
-    *("cifar_jax.train", "cifar_jax.compare", "cifar_jax.page", "sklearn.datasets"),
+    *("cifar_jax.train", "cifar_jax.compare", "cifar_jax.page"),
     *("matplotlib.figure", "matplotlib.backends.backend_agg"),
 )
 TIMES = ("seconds", "images_per_second")

@@ -46,12 +46,18 @@ def dataset(rng):
     )
 
 
+def start(*args, **kwargs):
+    """init_state in one program, as Experiment's: operation by operation it takes longer."""
+    options = {"xla_backend_optimization_level": 1}
+    return jax.jit(lambda: init_state(*args, **kwargs), compiler_options=options)()
+
+
 def setup(batch_size=32, n=100, dtype="float32", **kwargs):
     model = create_model("resnet", num_classes=10, widths=(4, 8, 8, 8), dtype=dtype)
     tx = make_optimizer(name="adam", schedule=constant(1e-3))
     kwargs = {"augment": AUGMENT, **kwargs}
     step = make_train_step(model, tx, batch_size=batch_size, num_examples=n, **kwargs)
-    return model, tx, step, init_state(jax.random.key(3), model, tx)
+    return model, tx, step, start(jax.random.key(3), model, tx)
 
 
 # ------------------------------------------------------------------------------------------- order
@@ -194,8 +200,8 @@ def test_sum_reduction_is_batch_times_the_mean(dataset):
         step = make_train_step(
             model, tx, batch_size=32, num_examples=100, augment=AUGMENT, reduction=reduction
         )
-        state = init_state(jax.random.key(0), model, tx)
-        after, _ = step(state, dataset)
+        state = start(jax.random.key(0), model, tx)
+        after, _ = jax.jit(step)(state, dataset)
         deltas[reduction] = jax.tree.map(jnp.subtract, after.params, state.params)
     for a, b in zip(*(jax.tree.leaves(deltas[r]) for r in ("sum", "mean"))):
         np.testing.assert_allclose(a, 32 * b, rtol=1e-3, atol=1e-5)
@@ -244,7 +250,7 @@ def airbench(n=100, lookahead=None):
     images = NORMALIZE(
         jax.random.key(0), jnp.asarray(np.random.default_rng(1).integers(0, 256, (9, 32, 32, 3)))
     )
-    state = init_state(jax.random.key(3), model, tx, images=images, lookahead=lookahead is not None)
+    state = start(jax.random.key(3), model, tx, images=images, lookahead=lookahead is not None)
     return step, state
 
 

@@ -178,7 +178,8 @@ def _convolve(x, tiles, padding, contract, turned):
         data = _data_tiles(x, padding, rows, columns, turned=turned)
         products = jax.tree.map(multiply, data, tiles)
         lines = [jnp.stack(output(*parts), 1) for parts in zip(*products, strict=True)]
-        # [n, rows, 2, columns, 2, O]
+        # [n, rows, 2, columns, 2, O]; stacked, for XLA would make a sum by weights again in every
+        # use of it, or on one core while it puts it in place
         out = jnp.stack([y.transpose(1, 2, 0, 3, 4) for y in output(*lines)], 4)
         out = out.reshape(-1, 2 * rows, 2 * columns, features)
         return out[:, :height, :width].astype(x.dtype)
@@ -221,8 +222,8 @@ def kernel_gradient(x, dy, padding):
         ends = lax.slice_in_dim(y, 0, m, stride=m - 1, axis=axis)
         return _weighted(output.T[1:-1], pixels), jnp.moveaxis(ends, axis, 0)
 
-    def add(sums, pieces):
-        x, dy = pieces
+    def add(sums, parts):
+        x, dy = parts
         margin = ((0, 0), (0, m * rows - height), (0, m * columns - width), (0, 0))
         dy = jnp.pad(dy.astype(wide), margin).reshape(n, rows, m, columns, m, features)
         data, out = _data_tiles(x, padding, rows, columns, m), _tiles(dy, lines, 2, 4)
