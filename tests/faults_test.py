@@ -94,10 +94,7 @@ MOMENTS = {  # (cases, place, call, before, after, exit code, step reached); 24 
     "SIGTERM in the last step": ((20,), "step", 72, (SIGTERM,), (), 0, 72),
     "signals in the report": ((40,), "report", 1, (SIGTERM, SIGINT), (), 0, 72),
 }
-LONG = (  # of cases that other moments strike too
-    *("killed before the first save", "killed before the result"),
-    *("SIGTERM in the last step", "signals in the report"),
-)
+LONG = ("killed before the first save", "SIGTERM in the last step", "signals in the report")
 
 
 @pytest.mark.slow
