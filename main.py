@@ -1,5 +1,6 @@
 """Train and use CIFAR-10 convnets: main.py --config=configs/vgg.py --workdir=DIR [--mode=train]"""
 
+import gc
 import os
 import pkgutil
 import sys
@@ -28,7 +29,6 @@ JSON = flags.DEFINE_bool("json", False, "predict: a JSON object a line")
 FORMAT = flags.DEFINE_enum("format", "torch", ["torch", "safetensors", "stablehlo"], "export: to")
 WEIGHTS = flags.DEFINE_string("weights", "", "import: a .pt or .safetensors file")
 JOB = flags.DEFINE_string("distributed", "", "many processes: auto, or HOST:PORT,PROCESSES,INDEX")
-EXIT_CODES = {"done": 0, "stopped": 0, "diverged": 3, "interrupted": 75}
 
 
 def parse(argv):
@@ -36,9 +36,8 @@ def parse(argv):
     argv[1:] = sorted(argv[1:], key=lambda a: not a.startswith("--config="))  # before its fields
     try:
         rest = flags.FLAGS(argv)
-        if CONFIG.value is None:
+        if CONFIG.value is None or CONFIG.value.is_locked is None:  # or raises what loading it did
             raise ValueError("name a config, such as --config=configs/quickstart.py")
-        _ = CONFIG.value.is_locked  # a config that could not be loaded raises here
         if WORKDIR.value is None and MODE.value != "summary":
             raise ValueError("name a folder for the run with --workdir=DIR")
         if JOB.value and MODE.value not in ("train", "evaluate"):
@@ -67,11 +66,12 @@ def main(_):
     try:
         with sharding.job(JOB.value):
             action = pkgutil.resolve_name(f"cifar_jax.{ACTIONS[MODE.value]}")
+            gc.freeze()  # what is imported stays: no collection need walk it again
             result = action(CONFIG.value, WORKDIR.value, *(flag.value for flag in more))
     except InputError as error:
         refuse(error)
     if MODE.value in ("train", "seeds", "search"):
-        sys.exit(EXIT_CODES[result["status"]])
+        sys.exit({"done": 0, "stopped": 0, "diverged": 3, "interrupted": 75}[result["status"]])
 
 
 if __name__ == "__main__":

@@ -158,7 +158,7 @@ def make_model(config, class_names, image_shape=(32, 32, 3)):
     """The config's flax module; InputError if its fields do not make a network for such images."""
     with _section("model"):
         model = create_model(**config.model, num_classes=len(class_names))
-        image = jnp.zeros((1, *image_shape))
+        image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
         with plain_convolutions():  # of the same shapes, and soon traced
             jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
     return model
@@ -170,8 +170,8 @@ def make_augments(config, image_shape=(32, 32, 3)):
         augment = make_augment(**config.augment)
         if "normalize" not in config.augment.ops:
             raise InputError("config.augment.ops must hold 'normalize'")
-        image = jnp.zeros((1, *image_shape), jnp.uint8)
-        if jax.eval_shape(augment, jax.random.key(0), image).shape != image.shape:
+        image = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
+        if jax.eval_shape(lambda x: augment(jax.random.key(0), x), image).shape != image.shape:
             raise InputError("config.augment changes the shape of the images")
     return augment, make_augment(**{**config.augment, "ops": ("normalize",)})
 

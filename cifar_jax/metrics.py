@@ -20,9 +20,9 @@ class Metrics(struct.PyTreeNode):
 
     @classmethod
     def zeros(cls, num_classes):
-        """The sum over no image."""
-        zero = jnp.zeros(())
-        return cls(zero, zero, zero, jnp.zeros(len(TOP)), jnp.zeros((num_classes, num_classes)))
+        """The sum over no image, on the host."""
+        shapes = (), (), (), (len(TOP),), (num_classes, num_classes)
+        return cls(*(np.zeros(shape, np.float32) for shape in shapes))
 
     def __add__(self, other):
         return jax.tree.map(jnp.add, self, other)

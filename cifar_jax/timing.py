@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import gc
 import multiprocessing
 import os
 import pathlib
@@ -280,9 +281,11 @@ def fresh_start(config, name, sizes=None):
     config = ConfigDict(config)
     splits = random_splits(sizes) if sizes else load_data(config)
     twin = load_torch_twin() if name.startswith("torch") else None
+    gc.freeze()  # as main.py does
     made = time.perf_counter()
     sides = Sides(make_experiment(config, splits=splits), twin)
     made = time.perf_counter() - made if twin is None else 0.0  # PyTorch needs nothing of it
+    jax.block_until_ready((sides.exp.train, sides.exp.test))
     before = _resident("VmRSS")
     form = make_form(sides, name, steps=1)
     first = made + form.setup_seconds + seconds(form.run)

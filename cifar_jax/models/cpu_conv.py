@@ -7,14 +7,12 @@ gradients are matrix products too. Equal to lax.conv_general_dilated up to round
 and gradient).
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from cifar_jax.models import winograd
-from cifar_jax.models.winograd import over_pieces, pieces, split, zeros
+from cifar_jax.models.winograd import over_pieces, pad, pieces, split, zeros
 
 BUFFER_BYTES = (
     5 << 20
@@ -42,7 +40,7 @@ def _dilated(x, kernel, padding, dilation):
         (padding, n * dilation - size - padding)
         for n, size in zip(whole, (height, width), strict=True)
     ]
-    x = jnp.pad(x, ((0, 0), *margin, (0, 0)))
+    x = pad(x, ((0, 0), *margin, (0, 0)))
     x = x.reshape(batch, whole[0], dilation, whole[1], dilation, channels)
     x = x.transpose(0, 2, 4, 1, 3, 5).reshape(-1, *whole, channels)
     y = _conv(x, kernel, 0)
@@ -52,49 +50,12 @@ def _dilated(x, kernel, padding, dilation):
     return y[:, : out[0], : out[1]]
 
 
-def _by_winograd(kernel):
-    return kernel.shape[0] == 3 and min(kernel.shape[2:]) >= FEWEST
-
-
-def _by_shifts(x, kernel, padding):
-    """Whether so much of what the kernel sees is padding that leaving it out saves the most."""
-    return _by_winograd(kernel) and padding == 1 and max(x.shape[1:3]) <= 3
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv(x, kernel, padding):
-    if _by_shifts(x, kernel, padding):
-        return _shifted_sum(x, kernel)
-    if _by_winograd(kernel):
-        return winograd.convolve(x, kernel, padding)
-    k, _, channels, features = kernel.shape
-    height, width = (size + 2 * padding - (k - 1) for size in x.shape[1:3])
-    matrix = kernel.reshape(-1, features)
-
-    def piece(x):
-        out = _unroll(x, k, padding, height, width) @ matrix
-        return out.reshape(-1, height, width, features)
-
-    n = pieces(len(x), height * width * k * k * channels * x.dtype.itemsize, BUFFER_BYTES)
-    return over_pieces(piece, n, x)
-
-
-def _forward(x, kernel, padding):
-    return _conv(x, kernel, padding), (x, kernel)
-
-
-def _backward(padding, residuals, dy):
-    x, kernel = residuals
-    if _by_shifts(x, kernel, padding):
-        dx = _shifted_sum(dy, kernel[::-1, ::-1].transpose(0, 1, 3, 2))
-        return dx, _shifted_kernel_gradient(x, dy, kernel)
-    if _by_winograd(kernel):
-        dx = winograd.input_gradient(dy, kernel, padding)
-        return dx, winograd.kernel_gradient(x, dy, padding).astype(kernel.dtype)
-    return _input_gradient(dy, kernel, padding, x.shape), _kernel_gradient(x, dy, kernel, padding)
-
-
-_conv.defvjp(_forward, _backward)
+    if kernel.shape[0] != 3 or min(kernel.shape[2:]) < FEWEST:
+        return _unrolled(x, kernel, padding)
+    if padding == 1 and max(x.shape[1:3]) <= 3:  # so much padding that leaving it out saves most
+        return _shifted(x, kernel)
+    return winograd.convolve(x, kernel, padding)
 
 
 def _overlap(tap, size):
@@ -125,26 +86,45 @@ def _shifted_sum(x, kernel):
         part = _window(x, seen) @ kernel[i, j]
         part = part.reshape(batch, bottom - top, right - left, -1)
         margin = ((0, 0), (top, height - bottom), (left, width - right), (0, 0))
-        total = total + jnp.pad(part, margin)
+        total = total + pad(part, margin)
     return total
 
 
-def _shifted_kernel_gradient(x, dy, kernel):
+def _shifted_gradients(residuals, dy):
+    x, kernel = residuals
+    dx = _shifted_sum(dy, kernel[::-1, ::-1].transpose(0, 1, 3, 2))
     products = [
         jnp.dot(_window(x, seen).T, _window(dy, written))
         for _, seen, written in _taps(x.shape[1:3])
     ]
-    return jnp.stack(products).reshape(kernel.shape).astype(kernel.dtype)
+    return dx, jnp.stack(products).reshape(kernel.shape).astype(kernel.dtype)
+
+
+_shifted = jax.custom_vjp(_shifted_sum)
+_shifted.defvjp(lambda x, kernel: (_shifted_sum(x, kernel), (x, kernel)), _shifted_gradients)
 
 
 def _unroll(x, k, padding, height, width):
     """Patches of [n, H, W, C] as [n * height * width, k * k * C], made before their product: fused
     into it, they are slow. First the k columns of each, then the k rows, in longer stretches."""
-    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    x = pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     columns = jnp.concatenate([x[:, :, j : j + width] for j in range(k)], -1)
     columns = lax.optimization_barrier(columns)
     patches = jnp.concatenate([columns[:, i : i + height] for i in range(k)], -1)
     return lax.optimization_barrier(patches.reshape(-1, patches.shape[-1]))
+
+
+def _products(x, kernel, padding):
+    k, _, channels, features = kernel.shape
+    height, width = (size + 2 * padding - (k - 1) for size in x.shape[1:3])
+    matrix = kernel.reshape(-1, features)
+
+    def piece(x):
+        out = _unroll(x, k, padding, height, width) @ matrix
+        return out.reshape(-1, height, width, features)
+
+    n = pieces(len(x), height * width * k * k * channels * x.dtype.itemsize, BUFFER_BYTES)
+    return over_pieces(piece, n, x, (height, width, features))
 
 
 def _kernel_gradient(x, dy, kernel, padding):
@@ -178,9 +158,19 @@ def _input_gradient(dy, kernel, padding, shape):
         for i in range(k):
             for j in range(k):
                 margin = ((0, 0), (i, k - 1 - i), (j, k - 1 - j), (0, 0))
-                total = total + jnp.pad(parts[:, :, :, i * k + j].astype(wide), margin)
+                total = total + pad(parts[:, :, :, i * k + j].astype(wide), margin)
         total = total[:, padding : padding + shape[1], padding : padding + shape[2]]
         return total.astype(dy.dtype)
 
     n = pieces(len(dy), height * width * k * k * channels * dy.dtype.itemsize, BUFFER_BYTES)
-    return over_pieces(piece, n, dy)
+    return over_pieces(piece, n, dy, shape[1:])
+
+
+def _gradients(padding, residuals, dy):
+    x, kernel = residuals
+    dx = _input_gradient(dy, kernel, padding, x.shape)
+    return dx, _kernel_gradient(x, dy, kernel, padding)
+
+
+_unrolled = jax.custom_vjp(_products, nondiff_argnums=(2,))
+_unrolled.defvjp(lambda x, kernel, p: (_products(x, kernel, p), (x, kernel)), _gradients)

@@ -198,6 +198,13 @@ class BatchNorm(nn.Module):
         return x.astype(self.dtype) * factor + offset
 
 
+def _window_maxima(x, size):
+    if min(x.shape[1:3]) < size:
+        raise ValueError(_too_small(x, f"a {size} x {size} pool"))
+    lowest = jnp.array(-jnp.inf, x.dtype)
+    return lax.reduce_window(x, lowest, lax.max, (1, size, size, 1), (1, size, size, 1), "VALID")
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def max_pool(x, size):
     """Max over size x size windows, floor mode: [B, H, W, C] -> [B, H/size, W/size, C].
@@ -206,14 +213,11 @@ def max_pool(x, size):
     comparison with the maximum instead of XLA's select-and-scatter, which is slow on CPU and GPU
     and not deterministic on GPU. Raises ValueError for a map smaller than a window.
     """
-    if min(x.shape[1:3]) < size:
-        raise ValueError(_too_small(x, f"a {size} x {size} pool"))
-    lowest = jnp.array(-jnp.inf, x.dtype)
-    return lax.reduce_window(x, lowest, lax.max, (1, size, size, 1), (1, size, size, 1), "VALID")
+    return _window_maxima(x, size)
 
 
 def _max_pool_forward(x, size):
-    y = max_pool(x, size)
+    y = _window_maxima(x, size)
     return y, (x, y)
 
 

@@ -30,21 +30,19 @@ def pieces(count, cost, limit):
     return max(n for n in range(1, count + 1) if count % n == 0 and n <= fit)
 
 
-def over_pieces(piece, n, *arrays):
-    """piece(*parts) for every n images of `arrays`, joined again."""
-    if n == len(arrays[0]):
+def over_pieces(piece, n, x, shape):
+    """piece(part) [n, *shape] for every n images of `x`, joined again."""
+    if n == len(x):
         # what comes before would be computed again in each of the 16 transforms
-        return lax.optimization_barrier(piece(*lax.optimization_barrier(arrays)))
-    arrays = [split(x, n) for x in arrays]
+        return lax.optimization_barrier(piece(lax.optimization_barrier(x)))
+    parts = split(x, n)
 
     def body(i, out):
-        part = piece(*(lax.dynamic_index_in_dim(x, i, keepdims=False) for x in arrays))
+        part = piece(lax.dynamic_index_in_dim(parts, i, keepdims=False))
         return lax.dynamic_update_index_in_dim(out, part, i, 0)
 
-    part = jax.eval_shape(piece, *(x[0] for x in arrays))
-    out = zeros((len(arrays[0]), *part.shape), part.dtype, arrays[0])
-    out = lax.fori_loop(0, len(out), body, out)
-    return out.reshape(-1, *out.shape[2:])
+    out = zeros((len(parts), n, *shape), x.dtype, parts)
+    return lax.fori_loop(0, len(out), body, out).reshape(-1, *shape)
 
 
 def zeros(shape, dtype, x):
@@ -52,6 +50,11 @@ def zeros(shape, dtype, x):
     them in each."""
     zero, _ = lax.optimization_barrier((jnp.zeros((), dtype), x))
     return jnp.broadcast_to(zero, shape)
+
+
+def pad(x, margin):
+    """x with zeros around, margin's (before, after) along each axis."""
+    return lax.pad(x, x.dtype.type(0), [(*ends, 0) for ends in margin])
 
 
 def split(x, n):
@@ -93,11 +96,12 @@ def _parts(m):
 
 def _weighted(table, arrays):
     """[row of the table, ...]: the sum of `arrays` by each row."""
-    shape = (-1,) + (1,) * arrays[0].ndim
-    return sum(
-        jnp.asarray(weights.reshape(shape), x.dtype) * x[None]
+    rows = len(table), *arrays[0].shape
+    first, *others = (
+        lax.broadcast_in_dim(weights.astype(x.dtype), rows, (0,)) * lax.broadcast(x, rows[:1])
         for weights, x in zip(table.T, arrays, strict=True)
     )
+    return sum(others, first)
 
 
 def _tiles(x, lines, rows_axis, columns_axis):
@@ -130,7 +134,7 @@ def _data_tiles(x, padding, rows, columns, m=2, turned=False):
         (padding, m * (count + 1) - size - padding)
         for count, size in ((rows, height), (columns, width))
     ]
-    x = jnp.pad(x.astype(_wide(x)), ((0, 0), *margin, (0, 0)))
+    x = pad(x.astype(_wide(x)), ((0, 0), *margin, (0, 0)))
     x = x.reshape(n, rows + 1, m, columns + 1, m, channels)
     matrix = _transforms(m)[2]
 
@@ -138,14 +142,15 @@ def _data_tiles(x, padding, rows, columns, m=2, turned=False):
         count = x.shape[axis] - 1
 
         def pixels(k, size):
-            """[size, ..., count, ...]: of every tile the k-th pixel and those after it."""
+            """[..., count, size, ...]: of every tile the k-th pixel and those after it."""
             x_k = lax.slice_in_dim(x, k // m, k // m + count, axis=axis)
-            x_k = lax.slice_in_dim(x_k, k % m, k % m + size, axis=axis + 1)
-            return jnp.moveaxis(x_k, axis + 1, 0)
+            return lax.slice_in_dim(x_k, k % m, k % m + size, axis=axis + 1)
 
-        pairs = _weighted(matrix[1:-1, 1:-1], [pixels(k, 1)[0] for k in range(1, m + 1)])
+        inner = [lax.squeeze(pixels(k, 1), [axis + 1]) for k in range(1, m + 1)]
+        pairs = _weighted(matrix[1:-1, 1:-1], inner)
         # infinity's polynomial is that of 0 times x: the same weights, one pixel on
-        ends = sum(float(matrix[0, k]) * pixels(k, 2) for k in range(0, m + 1, 2))
+        first, *others = (float(matrix[0, k]) * pixels(k, 2) for k in range(0, m + 1, 2))
+        ends = jnp.moveaxis(sum(others, first), axis + 1, 0)
         return pairs, ends[::-1] if turned else ends
 
     return _tiles(x, lines, 1, 3)
@@ -166,8 +171,10 @@ def _convolve(x, tiles, padding, contract, turned):
 
     def output(pairs, ends):
         """Along the first axis the two pixels, from the points in both parts."""
-        ends = -ends[::-1] if turned else ends
-        return pairs[0] + pairs[1] + ends[0], pairs[0] - pairs[1] + ends[1]
+        (plus, minus), (zero, infinity) = pairs, ends
+        if turned:
+            zero, infinity = -infinity, -zero
+        return plus + minus + zero, plus - minus + infinity
 
     def multiply(data, tiles):
         dimensions = (((2,), (contract,)), ((0,), (0,)))
@@ -184,26 +191,37 @@ def _convolve(x, tiles, padding, contract, turned):
         out = out.reshape(-1, 2 * rows, 2 * columns, features)
         return out[:, :height, :width].astype(x.dtype)
 
-    return over_pieces(piece, pieces(batch, image_bytes, TILE_BYTES), x)
+    n = pieces(batch, image_bytes, TILE_BYTES)
+    return over_pieces(piece, n, x, (height, width, features))
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve(x, kernel, padding):
     """x [B, H, W, C], kernel [3, 3, C, O] -> [B, H + 2 padding - 2, W + 2 padding - 2, O]."""
-    return _convolve(x, _kernel_tiles(kernel.astype(_wide(x))), padding, 1, turned=False)
+    return _forward(x, kernel, padding)[0]
 
 
-def input_gradient(dy, kernel, padding):
-    """The cotangent of `convolve`'s images: dy by the kernel turned by 180 degrees.
+def _forward(x, kernel, padding):
+    tiles = _kernel_tiles(kernel.astype(_wide(x)))
+    return _convolve(x, tiles, padding, 1, turned=False), (x, tiles)
+
+
+def _backward(padding, residuals, dy):
+    """The images' cotangent is dy by the kernel turned by 180 degrees.
 
     Its polynomial is x^2 k(1 / x): at 1 and -1 the same, at 0 what k's is at infinity and the other
-    way round, but for the sign in G. So these are the tiles of `convolve`, which XLA makes once;
-    the data's ends and what comes out at them change places.
+    way round, but for the sign in G. So its tiles are the kernel's own; the data's ends and what
+    comes out at them change places.
     """
-    tiles = _kernel_tiles(kernel.astype(_wide(dy)))
-    return _convolve(dy, tiles, 2 - padding, 2, turned=True)
+    x, tiles = residuals
+    dx = _convolve(dy, tiles, 2 - padding, 2, turned=True)
+    return dx, _kernel_gradient(x, dy, padding).astype(x.dtype)
 
 
-def kernel_gradient(x, dy, padding):
+convolve.defvjp(_forward, _backward)
+
+
+def _kernel_gradient(x, dy, padding):
     """The cotangent [3, 3, C, O] of `convolve`'s kernel."""
     batch, height, width, features = dy.shape
     channels = x.shape[-1]
@@ -225,7 +243,7 @@ def kernel_gradient(x, dy, padding):
     def add(sums, parts):
         x, dy = parts
         margin = ((0, 0), (0, m * rows - height), (0, m * columns - width), (0, 0))
-        dy = jnp.pad(dy.astype(wide), margin).reshape(n, rows, m, columns, m, features)
+        dy = pad(dy.astype(wide), margin).reshape(n, rows, m, columns, m, features)
         data, out = _data_tiles(x, padding, rows, columns, m), _tiles(dy, lines, 2, 4)
         dimensions = (((1,), (1,)), ((0,), (0,)))
         return jax.tree.map(
