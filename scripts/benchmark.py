@@ -346,6 +346,7 @@ def markdown(result):
                         for form in forms
                     )
                     lines.append(f"| {family}, {batch} | {dtype} | {task} | {cells} | {ratios} |")
+    lines += spread(result)
     if "start" in result["settings"]["measure"]:
         lines += [
             "",
@@ -365,6 +366,26 @@ def markdown(result):
             )
     failed = [f"{n}: {e['error']}" for n, e in result["families"].items() if "error" in e]
     return "\n".join([*lines, *(["", *failed] if failed else [])]) + "\n"
+
+
+def spread(result):
+    """Lines that say how far the rounds of one form lie apart."""
+    found = sorted(
+        (np.ptp(form["spread"]) / form["images_per_second"], f"{family}, {task}, {name}")
+        for family, entry in result["families"].items()
+        for tasks in entry.get("batches", {}).values()
+        for task, timed in tasks.items()
+        for name, form in timed.items()
+        if "spread" in form
+    )
+    if not found:
+        return []
+    middle, (largest, where) = found[len(found) // 2][0], found[-1]
+    return [
+        "",
+        f"From a form's slowest round to its fastest: {100 * middle:.0f} % of its median "
+        f"(the middle of all forms), at most {100 * largest:.0f} % ({where}).",
+    ]
 
 
 def growth(args, out, twin):

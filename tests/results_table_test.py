@@ -145,7 +145,7 @@ def test_curves_hold_what_results_say():
 def test_benchmarks_are_shown_but_for_small_runs_and_growth_apart(tmp_path, monkeypatch):
     monkeypatch.setattr(results_table, "BENCHMARKS", tmp_path)
     assert results_table.benchmarks() == "Not yet measured."
-    form = {"images_per_second": 1000.0, "mfu": 0.25}
+    form = {"images_per_second": 1000.0, "spread": [900.0, 1150.0], "mfu": 0.25}
     content = {
         **{"data": "CIFAR-10", "glibc_tunables": "", "peaks": {"bfloat16": {"jax": 5e14}}, **HERE},
         "settings": {"quick": False, "measure": ["speed"], "dtypes": ["bfloat16"], "rounds": 5},
@@ -160,5 +160,6 @@ def test_benchmarks_are_shown_but_for_small_runs_and_growth_apart(tmp_path, monk
     text = results_table.benchmarks()
     assert text.count("| vgg, 32 | bfloat16 | train | 1,000 (25.0 %) | - | - | - |") == 1
     assert "NVIDIA H200; 5 rounds" in text
+    assert "25 % of its median (the middle of all forms), at most 25 % (vgg, train, jax" in text
     assert "width" not in text
     assert "| width | 16 | 6.000 | 3.00 | 4.00 | 0.75 |" in results_table.growth()
