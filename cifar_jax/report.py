@@ -210,7 +210,7 @@ def draw_mistakes(images, labels, logits, class_names, rows=4, columns=6):
     probabilities, class_names = metrics.softmax(logits), _plain(class_names)
     found = page.surest_mistakes(labels, logits, probabilities)
     rows = min(rows, max(1, -(-len(found) // columns)))
-    figure = _figure(10, 0.5 + 2.05 * rows)
+    figure = _figure(10, 0.5 + 1.82 * rows)
     axes = figure.subplots()
     height, width = images.shape[1:3]
     down, right = round(1.42 * height), round(1.3 * width)  # from one image to the next
@@ -223,7 +223,8 @@ def draw_mistakes(images, labels, logits, class_names, rows=4, columns=6):
         names = f"{class_names[labels[i]]}\ntaken for {class_names[predicted]}, {share:.0f} %"
         axes.text(x + width / 2, y - 1.5, names, ha="center", va="bottom", fontsize=8)
     axes.imshow(canvas, interpolation="nearest")
-    axes.set_ylim(rows * down, -0.4 * height)  # room for the first row's names
+    axes.set_xlim(-0.15 * width, columns * right - 0.15 * width)
+    axes.set_ylim(rows * down - 0.4 * height, -0.4 * height)  # room for the first row's names
     axes.set_axis_off()
     axes.set_title(
         f"{len(found):,} of {len(labels):,} test images are wrong; the most confident mistakes"

@@ -59,6 +59,12 @@ def slug(text):
     return re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
+def short_commit(commit):
+    """A result's commit as a reader sees it: ten digits, -dirty if it was; 'unknown' for None."""
+    digits, dash, dirty = (commit or "unknown").partition("-")
+    return digits[:10] + dash + dirty
+
+
 def absolute(path):
     """The absolute path of what a user named; InputError for the home of nobody."""
     try:

@@ -37,6 +37,7 @@ from cifar_jax.exchange import load_torch_twin  # noqa: E402
 from cifar_jax.experiment import environment, load_data, make_experiment  # noqa: E402
 from cifar_jax.flops import TRAINING, forward_macs  # noqa: E402
 from cifar_jax.models import MODELS  # noqa: E402
+from cifar_jax.workdir import short_commit  # noqa: E402
 
 CONFIGS = {name: name for name in ("vgg", "convnet", "resnet", "mixture", "dilated")}
 CONFIGS["airbench"] = "speedrun"
@@ -305,7 +306,7 @@ def chart_rows(result):
 def versions(result):
     """What a result was measured with, in words."""
     names = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return f"{names}; commit {(result['commit'] or 'unknown')[:10]}"
+    return f"{names}; commit {short_commit(result['commit'])}"
 
 
 def markdown(result):

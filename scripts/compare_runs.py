@@ -22,6 +22,7 @@ import numpy as np  # noqa: E402
 
 from cifar_jax import InputError, page, significance  # noqa: E402
 from cifar_jax import workdir as files  # noqa: E402
+from cifar_jax.workdir import short_commit  # noqa: E402
 
 LEVEL = 0.05
 NEEDED = ("status", "model", "seed", "dataset", "epochs", "seconds", "device", "test")
@@ -154,7 +155,7 @@ def make_groups(runs):
     told = (
         lambda run: {},
         lambda run: {
-            "commit": (run["result"].get("commit") or "unknown")[:10],
+            "commit": short_commit(run["result"].get("commit")),
             "device": run["result"]["device"],
             **run["result"].get("versions", {}),
         },
@@ -342,7 +343,7 @@ def compare(paths, out):
         dataset=runs[0]["result"]["dataset"],
         versions=dict.fromkeys(
             ", ".join(f"{k} {v}" for k, v in run["result"].get("versions", {}).items())
-            + f", commit {(run['result'].get('commit') or 'unknown')[:10]}"
+            + f", commit {short_commit(run['result'].get('commit'))}"
             for run in runs
         ),
         runs=list(itertools.chain.from_iterable(g["runs"] for g in groups)),

@@ -20,6 +20,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "tests")]
 
 from cifar_jax import workdir as files  # noqa: E402
+from cifar_jax.workdir import short_commit  # noqa: E402
 
 RUNS, COMPARISONS = ROOT / "results" / "runs", ROOT / "results" / "comparisons"
 SPEEDRUNS, BENCHMARKS = ROOT / "results" / "speedrun", ROOT / "results" / "benchmarks"
@@ -266,7 +267,7 @@ def curves():
 def provenance(result):
     """Device, versions, commit and data (if it has any) of a result, in words."""
     versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
-    text = f"{result['device']}, {versions}, commit {(result['commit'] or 'unknown')[:10]}"
+    text = f"{result['device']}, {versions}, commit {short_commit(result['commit'])}"
     if "dataset" in result:
         text += f", train sha256 {result['dataset']['sha256']['train'][:12]}"
     return text
@@ -424,14 +425,15 @@ def faults():
                 "",
                 f"Resident memory of a run of {memory['epochs']:,} epochs, a save each: "
                 f"{memory['settled']:.0f} MiB in the second fifth of them, "
-                f"{memory['end']:.0f} MiB in the last (medians; commit {memory['commit'][:10]}).",
+                f"{memory['end']:.0f} MiB in the last (medians; commit "
+                f"{short_commit(memory['commit'])}).",
             ]
     path = ROOT / "results" / "fuzz.json"
     if path.exists():
         fuzz = json.loads(path.read_text())
         inputs = ", ".join(
             f"{reader} {v['inputs']:,}"
-            + ("" if v["commit"] == fuzz["commit"] else f" (commit {v['commit'][:10]})")
+            + ("" if v["commit"] == fuzz["commit"] else f" (commit {short_commit(v['commit'])})")
             for reader, v in fuzz["readers"].items()
         )
         rows += [
