@@ -51,7 +51,7 @@ def get_config(variant=""):
     c.eval.tta = "multicrop"
     if variant == "muon":
         # The rate is the best of four on 5,000 held-out images, at a quarter of the width after two
-        # epochs (results/search/); whole it has not been run yet.
+        # epochs (results/search/).
         c.epochs = 8.0
         c.batch_size = 2000
         c.loss.reduction = "mean"
