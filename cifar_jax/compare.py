@@ -49,7 +49,7 @@ def compare(config, workdir):
         comparison = {
             "status": "running",
             "model": config.model.name,
-            "params": sum(x.size for x in jax.tree.leaves(sides.exp.init_state().params)),
+            "params": sum(x.size for x in jax.tree.leaves(sides.exp.abstract_state().params)),
             "dataset": sides.exp.provenance,
             "batch_size": config.batch_size,
             "settings": settings,

@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from cifar_jax import InputError, data, sharding
+from cifar_jax import InputError, compilation, data, sharding
 from cifar_jax import workdir as files
 from cifar_jax.augment import make_augment
 from cifar_jax.checkpoint import Checkpoints
@@ -91,9 +91,7 @@ class Experiment:
 
     @functools.cached_property
     def _jitted_init(self):
-        # it runs once: with fewer of LLVM's passes it compiles 2 s sooner, to equal values
-        on_cpu = jax.default_backend() == "cpu"
-        options = {"xla_backend_optimization_level": 1} if on_cpu else {}
+        options = compilation.once_options()
         return jax.jit(self._init, out_shardings=self.placement, compiler_options=options)
 
     def compile_steps(self, call, state, metrics):
@@ -315,7 +313,10 @@ def restore_best(config, workdir):
     files.check_config(path, config.to_dict(), files.LOOKING_FIELDS)
     class_names, image_shape = files.data_of(path) or describe_data(config)
     model = make_model(config, class_names, image_shape)
-    state = init_state(jax.random.key(0), model, optax.identity(), image_shape)
+    key = jax.random.key(0)
+    with plain_convolutions():  # only shapes are asked for
+        state = jax.eval_shape(lambda: init_state(key, model, optax.identity(), image_shape))
+    state = state.replace(key=key)
     whole = sharding.replicated(sharding.make_mesh())
     with Checkpoints(path / "checkpoints", whole, read_only=True) as checkpoints:
         return Trained(path, model, checkpoints.restore_best(state), class_names, image_shape)

@@ -209,7 +209,7 @@ def measure_speed(args, entry, config, sizes, twin, peaks):
         sides = make_sides(config, batch_size, sizes, twin)
         macs = forward_macs(sides.exp.model.clone(dtype=np.float32))
         entry.update(recipe_batch=config.batch_size, macs=macs)
-        entry["params"] = sum(x.size for x in jax.tree.leaves(sides.exp.init_state().params))
+        entry["params"] = sum(x.size for x in jax.tree.leaves(sides.exp.abstract_state().params))
         steps = 1 if args.quick else max(1, IMAGES[args.device] // batch_size)
         with_torch = sides.twin is not None
         for task, passes in (("train", TRAINING), ("evaluate", 1)):

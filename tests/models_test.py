@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cifar_jax import InputError
+from cifar_jax.compilation import once_options
 from cifar_jax.models import MODELS, cpu_conv, create_model, winograd
 from cifar_jax.models.airbench import whitening_kernel
 from cifar_jax.models.layers import (
@@ -169,7 +170,7 @@ def test_initial_values_are_pytorchs_uniform():
     model, image = create_model("convnet", num_classes=10), jnp.zeros((1, 32, 32, 3))
     init = jax.jit(
         lambda x: model.init(jax.random.key(0), x, train=False),
-        compiler_options={"xla_backend_optimization_level": 1},
+        compiler_options=once_options(),
     )
     variables = init(image)
     for name, fan_in in (("conv4", 9 * 64), ("fc1", 9216), ("fc4", 64)):

@@ -11,6 +11,7 @@ import pytest
 
 from cifar_jax import sharding
 from cifar_jax.augment import make_augment
+from cifar_jax.compilation import once_options
 from cifar_jax.dataset import Dataset
 from cifar_jax.experiment import make_experiment
 from cifar_jax.metrics import Metrics
@@ -48,8 +49,7 @@ def dataset(rng):
 
 def start(*args, **kwargs):
     """init_state in one program, as Experiment's: operation by operation it takes longer."""
-    options = {"xla_backend_optimization_level": 1}
-    return jax.jit(lambda: init_state(*args, **kwargs), compiler_options=options)()
+    return jax.jit(lambda: init_state(*args, **kwargs), compiler_options=once_options())()
 
 
 def setup(batch_size=32, n=100, dtype="float32", **kwargs):

@@ -33,7 +33,7 @@ def pieces(count, cost, limit):
 def over_pieces(piece, n, x, shape):
     """piece(part) [n, *shape] for every n images of `x`, joined again."""
     if n == len(x):
-        # what comes before would be computed again in each of the 16 transforms
+        # what comes before would be computed again in each kernel of the transforms
         return lax.optimization_barrier(piece(lax.optimization_barrier(x)))
     parts = split(x, n)
 
