@@ -23,7 +23,7 @@ ACTIONS = {  # mode: the function, its module of cifar_jax imported only for tha
 }
 CONFIG = config_flags.DEFINE_config_file("config", None, "the run: configs/NAME.py[:VARIANT]")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; holds all it writes")
-MODE = flags.DEFINE_enum("mode", "train", [*ACTIONS], "what to do; see README.md")
+MODE = flags.DEFINE_enum("mode", "train", [*ACTIONS], "what to do; see docs/train.md")
 IMAGES = flags.DEFINE_string("images", "", "predict: files and folders, joined by commas")
 JSON = flags.DEFINE_bool("json", False, "predict: a JSON object a line")
 FORMAT = flags.DEFINE_enum("format", "torch", ["torch", "safetensors", "stablehlo"], "export: to")

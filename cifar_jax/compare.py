@@ -74,7 +74,7 @@ def compare(config, workdir):
                 form["peak_memory"] = fresh["peak_memory"]
         comparison["status"] = "done"
         files.write_json(path / "comparison.json", comparison)
-        text = markdown([comparison])
+        text = f"{accuracies([comparison])}\n\n{speeds(comparison)}\n"
         (path / "comparison.md").write_text(text)
         report.write_comparison(path, comparison)
         print(text)
@@ -183,12 +183,12 @@ def summarize(runs):
     }
 
 
-def markdown(comparisons):
-    """Two tables, of accuracy and of speed, a row or more a comparison."""
+def accuracies(comparisons):
+    """The table of both sides' accuracies, mean ± standard deviation, a row a comparison."""
     lines = [
-        "| system | steps of batch | seeds | JAX | PyTorch | JAX - PyTorch (95 %) | p "
-        "| same weights: predictions that differ |",
-        "|---|---|--:|--:|--:|---|--:|---|",
+        "| system | steps of batch | seeds | test images | JAX, % | PyTorch, % "
+        "| JAX - PyTorch (95 %) | p | same weights: predictions that differ, largest difference |",
+        "|---|---|--:|--:|--:|--:|---|--:|---|",
     ]
     for c in comparisons:
         a = c["accuracy"]
@@ -198,40 +198,44 @@ def markdown(comparisons):
         p = "-" if p is None else f"{p:.2f}"
         lines.append(
             f"| {c['model']} | {c['settings']['steps_trained']} of {c['batch_size']} "
-            f"| {a['jax']['n']} | {_percent(a['jax'])} | {_percent(a['torch'])} "
+            f"| {a['jax']['n']} | {same[0]['images']:,} "
+            f"| {_percent(a['jax'])} | {_percent(a['torch'])} "
             f"| {d['mean']:+.2f} ({low:+.2f} to {high:+.2f}) | {p} "
             f"| {sum(s['predictions_differ'] for s in same)} "
             f"of {sum(s['images'] for s in same):,}, "
-            f"logits within {max(s['largest_difference'] for s in same):.0e} |"
+            f"{max(s['largest_difference'] for s in same):.0e} |"
         )
-    lines += [
-        "",
+    return "\n".join(lines)
+
+
+def speeds(c):
+    """The table of both sides' speeds, starts and memory, a row a dtype of comparison `c`."""
+    lines = [
         "| system, batch | dtype | JAX, images/s | PyTorch eager | PyTorch compiled "
         "| JAX / best PyTorch | first steps, s: JAX, eager, compiled | peak memory, MiB |",
         "|---|---|--:|--:|--:|--:|---|---|",
     ]
-    for c in comparisons:
-        for dtype in c["settings"]["dtypes"]:
-            forms = [
-                c["timing"].get(f"{kind} {dtype}", {}) for kind in ("jax", "torch", "torch.compile")
-            ]
-            speeds = [form.get("images_per_second") for form in forms]
-            ratio = speeds[0] / max(s for s in speeds[1:] if s)
-            lines.append(
-                f"| {c['model']}, {c['batch_size']} | {dtype} "
-                + "".join(f"| {_cell(s, ',.0f')} " for s in speeds)
-                + f"| {ratio:.2f} | "
-                + ", ".join(_cell(f.get("first_steps"), ".1f") for f in forms)
-                + " | "
-                + ", ".join(_cell(f.get("peak_memory"), ",.0f", 2**20) for f in forms)
-                + " |"
-            )
-    return "\n".join(lines) + "\n"
+    for dtype in c["settings"]["dtypes"]:
+        forms = [
+            c["timing"].get(f"{kind} {dtype}", {}) for kind in ("jax", "torch", "torch.compile")
+        ]
+        rates = [form.get("images_per_second") for form in forms]
+        ratio = rates[0] / max(rate for rate in rates[1:] if rate)
+        lines.append(
+            f"| {c['model']}, {c['batch_size']} | {dtype} "
+            + "".join(f"| {_cell(rate, ',.0f')} " for rate in rates)
+            + f"| {ratio:.2f} | "
+            + ", ".join(_cell(f.get("first_steps"), ".1f") for f in forms)
+            + " | "
+            + ", ".join(_cell(f.get("peak_memory"), ",.0f", 2**20) for f in forms)
+            + " |"
+        )
+    return "\n".join(lines)
 
 
 def _percent(side):
     spread = "" if side["sd"] is None else f" ± {side['sd']:.2f}"
-    return f"{side['mean']:.2f}{spread} %"
+    return f"{side['mean']:.2f}{spread}"
 
 
 def _cell(value, format, unit=1):

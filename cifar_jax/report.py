@@ -82,23 +82,33 @@ def draw_curves(records, learning_rate, steps_per_epoch, eval_name="test"):
 
 
 def draw_beside_original(systems):
-    """Test accuracy (percent) by epoch, a panel a system; `systems` {name: {label: curves}}, a
+    """Test accuracy (percent) by epoch, a panel a system; `systems` {name: {recipe: curves}}, a
     curve [(epoch, accuracy)], under "original" one alone, the original's logged points."""
-    figure = _figure(12, 3)
-    colors = {"original": "#8a8a8a", "faithful": TRAIN_COLOR, "tuned": EVAL_COLOR, "short": ACCENT}
+    looks = {
+        "original": ("original's log", {"color": "#8a8a8a", "linestyle": ":", "linewidth": 1}),
+        "": (
+            "its recipe, here (a line a seed)",
+            {"color": TRAIN_COLOR, "markerfacecolor": "white"},
+        ),
+        "tuned": ("our recipe, here", {"color": EVAL_COLOR}),
+        "short": ("our recipe in few epochs, here", {"color": ACCENT}),
+    }
+    figure = _figure(12, 3.3)
     panels = figure.subplots(1, len(systems), sharey=True)
+    handles = {}
     for axes, (name, curves) in zip(panels, systems.items(), strict=True):
-        for label, found in curves.items():
-            look = {"color": colors[label], "marker": "o", "markersize": 3}
-            if label == "original":
-                look |= {"linestyle": ":", "linewidth": 1}
-            for i, curve in enumerate([found] if label == "original" else found):
-                axes.plot(*zip(*curve, strict=True), label="_" * (i > 0) + label, **look)
-        axes.set(xscale="log", xlabel="epoch", title=name)
+        for recipe, found in curves.items():
+            label, look = looks[recipe]
+            for curve in [found] if recipe == "original" else found:
+                size = 3 if len(curve) > 1 else 5
+                (handles[label],) = axes.plot(
+                    *zip(*curve, strict=True), marker="o", markersize=size, **look
+                )
+        axes.set(xscale="log", xlabel="epoch (log scale)", title=name)
         axes.xaxis.set_major_formatter(_matplotlib().ticker.FormatStrFormatter("%g"))
         axes.xaxis.set_minor_formatter(_matplotlib().ticker.NullFormatter())
-        axes.legend(loc="lower right", fontsize=8)
     panels[0].set_ylabel("test accuracy (%)")
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(looks))
     return figure
 
 

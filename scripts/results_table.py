@@ -78,17 +78,20 @@ ORIGINALS = {
     },
 }
 
-# Published means, by model.depth and optim.name.
+# By model.depth and optim.name: our recipe, the record it follows and that one's published mean.
 RECORDS = {
-    (2, "sgd"): ("airbench94", 94.01),
-    (3, "sgd"): ("airbench96", 96.03),
-    (2, "muon"): ("after airbench94_muon", 94.01),
+    (2, "sgd"): ("speedrun", "airbench94", 94.01),
+    (3, "sgd"): ("speedrun:96", "airbench96", 96.03),
+    (2, "muon"): ("speedrun:muon", "airbench94_muon", 94.01),
 }
-VIEWS = {"none": "plain images", "mirror": "and mirrored", "multicrop": "and shifted"}
+VIEWS = {
+    "none": "the image",
+    "mirror": "and its mirror image",
+    "multicrop": "and both shifted (the record's)",
+}
 NOT_YET = "Not yet measured."
 CURVES = ROOT / "results" / "curves.svg"
-# Variants of a system's config: the original's recipe and ours.
-RECIPES = {"": "faithful", "tuned": "tuned", "short": "short"}
+RECIPES = ("", "tuned", "short")  # variants of a system's config: the original's and ours
 
 
 def add(workdir):
@@ -148,16 +151,43 @@ def measured(folder):
     return {name: [r for r in found if r["model"] == name] for name in names}
 
 
+def status():
+    """What stands behind the figures: devices, and how far each recipe went."""
+    accuracies = devices_of([*contents(RUNS), *speedruns_found()])
+    speeds = devices_of(contents(BENCHMARKS))
+    text = f"Accuracies are from {' and '.join(accuracies)}, speeds from {' and '.join(speeds)}"
+    if not any("NVIDIA" in device for device in accuracies + speeds):
+        text += "; nothing has been measured on a GPU yet"
+    whole, begun = [], []
+    for (name, recipe), group in runs_by_recipe().items():
+        title = f"`{name}{recipe and ':'}{recipe}`"
+        if group:
+            far = max(group, key=lambda run: run["epochs"])
+            epochs, planned = far["epochs"], far["epochs_planned"]
+            if epochs == planned:
+                whole.append(title)
+            else:
+                begun.append(f"{title} {epochs:g} of {planned:g} epochs")
+    whole += [f"`{record_of(r)[0]}` ({len(r['runs'])} x)" for r in speedruns_found()]
+    return f"{text}. Trained whole: {', '.join(whole)}. Begun: {', '.join(begun)}."
+
+
+def devices_of(found):
+    return sorted({r["device"] for r in found})
+
+
 def results():
-    """The tables of the runs."""
+    """The table of the systems: original, its recipe here, ours."""
     runs = runs_by_recipe()
     lines = [
-        "| config | original project | parameters | original | faithful, here | tuned, here |",
-        "|---|---|--:|---|---|---|",
+        "| config | parameters | original | its recipe, here | our recipe, here |",
+        "|---|--:|---|---|---|",
     ]
     for name, original in ORIGINALS.items():
+        project = original["project"]
         theirs = (
-            f"{original['accuracy']:.2f} %{original.get('note', '')}, {original['epochs']} epochs"
+            f"{original['accuracy']:.2f} %{original.get('note', '')}, {original['epochs']} epochs: "
+            f"[{project[:32]}{'...' * (len(project) > 32)}](https://github.com/{project})"
         )
         faithful = ours(runs[name, ""], "best")
         tuned = [
@@ -166,20 +196,26 @@ def results():
             if recipe and runs[name, recipe]
         ]
         lines.append(
-            f"| [{name}](configs/{name}.py) | {original['project']} | {original['params']:,} "
+            f"| [{name}](configs/{name}.py) | {original['params']:,} "
             f"| {theirs} | {faithful} | {'; '.join(tuned) or 'not yet run'} |"
         )
     lines += [
         "",
-        "Test accuracy. Faithful: the original's recipe, its best epoch. Tuned: the same network "
-        "under another, `configs/NAME.py:tuned` (`:short` in a few epochs), its last epoch. Times "
-        "are of training, evaluation and compilation; on CPU other work ran beside them.",
+        "Accuracy on the 10,000 test images. An original's recipe: at the epoch of lowest loss on "
+        "them, as the originals report it, which flatters a little. Ours, `configs/NAME.py:tuned` "
+        "or `:short`: after the last epoch. Minutes: training, evaluation and compilation; on CPU "
+        "other work ran beside them. Every run's seed, commit and versions, and every epoch: "
+        "[docs/results.md](docs/results.md).",
         "",
         "![Test accuracy by epoch over the originals' logged points](results/curves.svg)",
-        "",
-        "Along the originals' logged curves (test accuracy in percent, every epoch run here; "
-        "over several seeds the mean, smallest to largest):",
-        "",
+    ]
+    return "\n".join(lines)
+
+
+def epochs():
+    """The table of the originals' recipes along the originals' logged curves."""
+    runs = runs_by_recipe()
+    lines = [
         "| config | epoch | original's log | ours | seeds | train, ours |",
         "|---|--:|--:|--:|--:|--:|",
     ]
@@ -193,13 +229,27 @@ def results():
                 spread([r[key] for r in records]) for key in ("eval_accuracy", "train_accuracy")
             )
             lines.append(f"| {name} | {epoch} | {logged} | {evals} | {len(records)} | {trains} |")
-    lines += ["", "How these were measured (official data, `results/runs/*.json`):", ""]
-    for (name, recipe), group in runs.items():
-        seeds = {}
-        for run in group:
-            seeds.setdefault(provenance(run), []).append(str(run["seed"]))
-        title = name + (f":{recipe}" if recipe else "")
-        lines += [f"- {title}: seed {', '.join(s)}, {source}" for source, s in seeds.items()]
+    return "\n".join(lines)
+
+
+def sources():
+    """What made each run: a row a file of RUNS."""
+    lines = [
+        "| config | seed | epochs | device | python, jax, flax, optax | commit |",
+        "|---|--:|--:|---|---|---|",
+    ]
+    for (name, recipe), group in runs_by_recipe().items():
+        for run in sorted(group, key=lambda run: run["seed"]):
+            versions = ", ".join(
+                run["versions"][package] for package in ("python", "jax", "flax", "optax")
+            )
+            lines.append(
+                f"| {name}{recipe and ':'}{recipe} | {run['seed']} "
+                f"| {run['epochs']:g} of {run['epochs_planned']:g} | {run['device']} | {versions} "
+                f"| {short_commit(run['commit'])} |"
+            )
+    digests = {run["dataset"]["sha256"]["train"] for run in contents(RUNS)}
+    lines += ["", f"Training data by sha256: {', '.join(sorted(digests))}."]
     return "\n".join(lines)
 
 
@@ -240,7 +290,7 @@ def ours(runs, which):
 
 def curves():
     """(results/curves.svg as text, digest of what it shows): accuracy by epoch, a panel a system,
-    the original's points, the faithful recipe's runs and the tuned ones'."""
+    the original's points, its recipe's runs and ours."""
     from cifar_jax import report
 
     runs = runs_by_recipe()
@@ -248,11 +298,11 @@ def curves():
         name: {
             "original": sorted(original["curve"].items()),
             **{
-                label: [
+                recipe: [
                     [(r["epoch"], r["eval_accuracy"]) for r in run["records"]]
                     for run in runs[name, recipe]
                 ]
-                for recipe, label in RECIPES.items()
+                for recipe in RECIPES
             },
         }
         for name, original in ORIGINALS.items()
@@ -274,44 +324,65 @@ def provenance(result):
 
 
 def comparisons():
-    """The tables of the comparisons with PyTorch."""
-    from cifar_jax.compare import markdown
+    """The table of accuracies beside PyTorch's; speeds are benchmark.py's."""
+    from cifar_jax.compare import accuracies
 
     found = [comparison for group in measured(COMPARISONS).values() for comparison in group]
     if not found:
         return NOT_YET
-    lines = [markdown(found), "How these were measured (`results/comparisons/*.json`):", ""]
+    lines = [accuracies(found), "", "Measured (`results/comparisons/*.json`):", ""]
     lines += [f"- {c['model']}: {provenance(c)}" for c in found]
     return "\n".join(lines)
 
 
+def speedruns_found():
+    """The contents of SPEEDRUNS that are of CIFAR-10."""
+    return [r for r in contents(SPEEDRUNS) if r["dataset"]["name"] == "cifar10"]
+
+
 def speedruns():
-    """The table of the speedruns, a row a file, and of their accuracies by views."""
-    found = [r for r in contents(SPEEDRUNS) if r["dataset"]["name"] == "cifar10"]
+    """The table of the speedruns' accuracies, a row a file, a column for each choice of views."""
+    found = speedruns_found()
     if not found:
         return NOT_YET
     lines = [
-        "| recipe | target | runs | views of a test image | accuracy (95 %) "
-        "| seconds a run (95 %) | compilation, s | device |",
-        "|---|--:|--:|---|---|---|--:|---|",
+        f"| recipe | runs | {' | '.join(VIEWS.values())} | published | device |",
+        "|---|--:|" + "--:|" * len(VIEWS) + "--:|---|",
     ]
     for r in found:
-        name, target = record_of(r)
-        summary = r["summary"]
-        compile_seconds = min(session["compile_seconds"] for session in r["sessions"])
-        timed = "cpu" not in r["device"]
-        for views, label in VIEWS.items():
-            accuracy = summary["accuracy"][views]
-            last = views == "multicrop"  # the only views within the clock, and those of the target
-            lines.append(
-                f"| {name}, {r['config']['model']['dtype']} | {f'{target:.2f} %' if last else ''} "
-                f"| {accuracy['n']} | {label} | {figure(accuracy, 2, ' %')} "
-                f"| {figure(summary['seconds'], 3) if last and timed else ''} "
-                f"| {f'{compile_seconds:.1f}' if timed else ''} | {r['device']} |"
-            )
-    if any("cpu" in r["device"] for r in found):
-        lines += ["", "Times on CPU are left out: that machine did other work as well."]
-    lines += ["", "How these were measured (`results/speedrun/*.json`):", ""]
+        name, record, published = record_of(r)
+        accuracies = [r["summary"]["accuracy"][views] for views in VIEWS]
+        cells = " | ".join(figure(accuracy, 2) for accuracy in accuracies)
+        lines.append(
+            f"| `{name}`, {r['config']['model']['dtype']} | {accuracies[0]['n']} | {cells} "
+            f"| {published:.2f} ({record}) | {r['device']} |"
+        )
+    lines += [
+        "",
+        "Test accuracy in percent by the views of an image that are averaged: mean ± standard "
+        "deviation over the runs (95 % interval of the mean).",
+    ]
+    return "\n".join(lines)
+
+
+def speedrun_sources():
+    """The speedruns' times, where nothing else ran beside them, and what made each."""
+    found = speedruns_found()
+    if not found:
+        return NOT_YET
+    lines = []
+    timed = [r for r in found if "cpu" not in r["device"]]
+    if timed:
+        lines += ["| recipe | seconds a run (95 %) | compilation, s |", "|---|--:|--:|"]
+    for r in timed:
+        seconds = min(session["compile_seconds"] for session in r["sessions"])
+        lines.append(
+            f"| {record_of(r)[0]}, {r['config']['model']['dtype']} "
+            f"| {figure(r['summary']['seconds'], 3)} | {seconds:.1f} |"
+        )
+    if len(timed) < len(found):
+        lines += ["Times on CPU are left out: that machine did other work as well."]
+    lines += [""]
     lines += [
         f"- {record_of(r)[0]}: {source}"
         for r in found
@@ -321,18 +392,18 @@ def speedruns():
 
 
 def record_of(result):
-    """(name, published mean accuracy in percent) of the record that a speedrun follows."""
+    """The entry of RECORDS that a speedrun is."""
     config = result["config"]
     return RECORDS[config["model"]["depth"], config["optim"]["name"]]
 
 
-def figure(summary, digits, unit=""):
+def figure(summary, digits):
     """significance.interval's mean, deviation and interval in words."""
     text = f"{summary['mean']:.{digits}f}"
     if summary["interval"] is None:
-        return text + unit
+        return text
     low, high = (f"{x:.{digits}f}" for x in summary["interval"])
-    return f"{text} ± {summary['sd']:.{digits}f}{unit} ({low} to {high})"
+    return f"{text} ± {summary['sd']:.{digits}f} ({low} to {high})"
 
 
 def benchmarks():
@@ -405,8 +476,8 @@ def faults():
         tests = found["cases"].get(str(number), {})
         counts = collections.Counter(tests.values())
         told = ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
-        files = sorted({test.partition("::")[0] for test in tests})
-        where = f" ({', '.join(files)})" if files else ""
+        where = sorted({test.partition("::")[0] for test in tests})
+        where = f" ({', '.join(where)})" if where else ""
         rows.append(f"| {number} | {fault} | {outcome} | {told}{where} |")
     rows += ["", f"Tested on {provenance(found)}."]
     path = ROOT / "results" / "soak.json"
@@ -415,32 +486,37 @@ def faults():
         memory = soak.get("memory")
         rows += [
             "",
-            f"Killed {soak['survived']} times at random moments, {soak['runs']} runs ended bit for "
-            "bit as the uninterrupted one ("
+            f"{soak['runs']} runs were killed or signalled {soak['survived']} times in all, at "
+            "random moments, and each ended bit for bit as an uninterrupted one: "
             + ", ".join(f"{count} x {what}" for what, count in soak["kills"].items())
-            + f"). {provenance(soak)}.",
+            + f". {provenance(soak)}.",
         ]
         if memory:
             rows += [
                 "",
-                f"Resident memory of a run of {memory['epochs']:,} epochs, a save each: "
-                f"{memory['settled']:.0f} MiB in the second fifth of them, "
+                f"A run of {memory['epochs']:,} epochs with a save each does not grow: its "
+                f"resident memory was {memory['settled']:.0f} MiB in the second fifth of them and "
                 f"{memory['end']:.0f} MiB in the last (medians; commit "
                 f"{short_commit(memory['commit'])}).",
             ]
     path = ROOT / "results" / "fuzz.json"
     if path.exists():
         fuzz = json.loads(path.read_text())
-        inputs = ", ".join(
-            f"{reader} {v['inputs']:,}"
-            + ("" if v["commit"] == fuzz["commit"] else f" (commit {short_commit(v['commit'])})")
-            for reader, v in fuzz["readers"].items()
-        )
+        limits = fuzz["limits"]
         rows += [
             "",
-            f"Mutated inputs by reader: {inputs}. Each gave right data or one sentence, within "
-            f"{fuzz['limits']['seconds']} s and {fuzz['limits']['bytes'] >> 20} MiB (an image: "
-            f"{fuzz['limits']['bytes_of_an_image'] >> 20} MiB). {provenance(fuzz)}.",
+            "Every reader of files and names, and the parser of overrides, was handed mutated "
+            "inputs; each gave the right data or one sentence, within "
+            f"{limits['seconds']} s and {limits['bytes'] >> 20} MiB (an image: "
+            f"{limits['bytes_of_an_image'] >> 20} MiB). {provenance(fuzz)}; a reader whose code "
+            "did not change since keeps its figure, with the commit of that.",
+            "",
+            "| reader | inputs | commit |",
+            "|---|--:|---|",
+        ]
+        rows += [
+            f"| {reader} | {found['inputs']:,} | {short_commit(found['commit'])} |"
+            for reader, found in fuzz["readers"].items()
         ]
     return "\n".join(rows)
 
@@ -457,11 +533,15 @@ def scaling():
 
 
 BLOCKS = {
+    "status": status,
     "results": results,
+    "epochs": epochs,
+    "sources": sources,
     "comparison": comparisons,
     "benchmark": benchmarks,
     "growth": growth,
     "speedrun": speedruns,
+    "speedrun sources": speedrun_sources,
     "seeds": seeds,
     "faults": faults,
     "scaling": scaling,

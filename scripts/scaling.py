@@ -143,16 +143,15 @@ def efficiency(entry, statistics_of, images, hosts=1, network=None):
 def markdown(result):
     """The tables of docs/scaling.md."""
     rows = [
-        "| family | parameters, MiB | the batch's statistics: all-reduces, MiB a step "
-        "| each device's own: all-reduces, MiB a step | GFLOP an image |",
-        "|---|--:|--:|--:|--:|",
+        "| family | parameters, MiB | sent a step, MiB | all-reduces with the batch's statistics "
+        "| with each device's own | GFLOP an image |",
+        "|---|--:|--:|--:|--:|--:|",
     ]
     for name, entry in result["families"].items():
         whole, own = (entry["batch_norm"][key] for key in ("whole", "own"))
         rows.append(
             f"| {name} | {entry['gradient_bytes'] / 2**20:.1f} "
-            f"| {whole['collectives']}, {whole['bytes'] / 2**20:.1f} "
-            f"| {own['collectives']}, {own['bytes'] / 2**20:.1f} "
+            f"| {whole['bytes'] / 2**20:.1f} | {whole['collectives']} | {own['collectives']} "
             f"| {entry['training_flops'] / 1e9:.2f} |"
         )
     places = {
@@ -162,7 +161,8 @@ def markdown(result):
     }
     rows += [
         "",
-        "Expected efficiency in percent, with the batch's statistics / each device's own:",
+        "An estimate, not a measurement: efficiency in percent, with the batch's statistics / with "
+        "each device's own:",
         "",
         "| family | images a GPU | " + " | ".join(places) + " |",
         "|---|--:|" + "--:|" * len(places),

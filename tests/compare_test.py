@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cifar_jax.compare import Pairs, agreement, markdown, summarize
+from cifar_jax.compare import Pairs, accuracies, agreement, speeds, summarize
 from cifar_jax.exchange import load_torch_twin
 from cifar_jax.experiment import make_experiment
 from cifar_jax.timing import Sides
@@ -41,7 +41,7 @@ def test_agreement_counts_predictions_and_ties():
     }
 
 
-def test_markdown_has_a_row_a_form_and_survives_gaps():
+def test_the_tables_have_a_row_a_form_and_survives_gaps():
     run = {**pairs([60.0], [61.0])[0], "seed": 0, "same_weights": agreement(np.eye(3), np.eye(3))}
     comparison = {
         "model": "vgg",
@@ -55,9 +55,9 @@ def test_markdown_has_a_row_a_form_and_survives_gaps():
             "torch.compile float32": {"error": "no compiler"},
         },
     }
-    text = markdown([comparison])
-    assert "| vgg | 10 of 32 | 1 | 60.00 % | 61.00 % | -1.00 " in text
-    assert "| vgg, 32 | float32 | 300 | 200 | - | 1.50 | 9.0, 1.0, - | 2, 1, - |" in text
+    assert "| vgg | 10 of 32 | 1 | 3 | 60.00 | 61.00 | -1.00 " in accuracies([comparison])
+    row = "| vgg, 32 | float32 | 300 | 200 | - | 1.50 | 9.0, 1.0, - | 2, 1, - |"
+    assert row in speeds(comparison)
 
 
 def speedrun_sides():
