@@ -116,7 +116,8 @@ def _grey(images, uint8):
     if uint8:
         r, g, b = (images[..., i].astype(jnp.int32) for i in range(3))
         return ((r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16).astype(images.dtype)[..., None]
-    return images @ jnp.array([[0.2989], [0.587], [0.114]], images.dtype)
+    luma = jnp.array([0.2989, 0.587, 0.114], images.dtype)
+    return (images * luma.reshape(1, 1, 1, 3)).sum(-1, keepdims=True)
 
 
 def adjust_brightness(images, factor, uint8=True):

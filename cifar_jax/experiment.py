@@ -29,7 +29,6 @@ from cifar_jax.dataset import Dataset
 from cifar_jax.flops import has_convolution
 from cifar_jax.models import create_model
 from cifar_jax.models.layers import plain_convolutions
-from cifar_jax.models.winograd import pieces
 from cifar_jax.optim import Schedules, make_lookahead, make_optimizer, make_schedules
 from cifar_jax.steps import (
     VIEWS,
@@ -37,6 +36,7 @@ from cifar_jax.steps import (
     count_steps,
     init_state,
     make_evaluate,
+    make_order,
     make_train_step,
     repeat,
 )
@@ -64,6 +64,7 @@ class Experiment:
     steps_per_epoch: int
     total_steps: int
     batching: dict  # what steps.make_batches takes
+    order: Callable  # see steps.make_order
     lookahead: Callable | None  # see optim.make_lookahead
     augment: Callable  # (key, u8 images) -> float images, as in training
     normalize: Callable  # (key, u8 images) -> float images, as in evaluation
@@ -98,24 +99,28 @@ class Experiment:
         """`call` = (number of steps, size, frozen layers) of steps.repeat, compiled for such a
         state and its sums; donates the state."""
         run = jax.jit(
-            repeat(self.step, *call),
+            repeat(self.step, self.order, *call),
             donate_argnums=0,
             out_shardings=(self.placement, self.placement),
         )
         return run.lower(state, metrics, self.train).compile()
 
-    def in_calls(self, steps):
-        """(steps in a call, calls) that make up `steps` steps of a whole batch, as is fast here."""
-        if jax.default_backend() != "cpu":
-            return steps, 1
-        count = pieces(steps, self.config.batch_size, CALL_IMAGES)
-        if count > 1 and self._slow_in_loops:
-            count = 1
-        return count, steps // count
-
     @functools.cached_property
-    def _slow_in_loops(self):
-        return has_convolution(self.model, self.train.images.shape[1:])
+    def steps_per_call(self):
+        """How many steps of a whole batch one call makes here, unless the config says."""
+        if self.config.steps_per_call:
+            return self.config.steps_per_call
+        if jax.default_backend() != "cpu":
+            return max(1, len(self.train) // self.config.batch_size)
+        count = max(1, CALL_IMAGES // self.config.batch_size)
+        if count > 1 and has_convolution(self.model, self.train.images.shape[1:]):
+            return 1  # XLA's own convolutions are slow in the loop
+        return count
+
+    def in_calls(self, steps):
+        """The numbers of steps of the calls that make `steps` steps of a whole batch."""
+        whole, rest = divmod(steps, self.steps_per_call)
+        return [self.steps_per_call] * whole + [rest] * (rest > 0)
 
     def epochs_at(self, step):
         """Epochs trained after `step` steps; config.epochs at the end, be it within an epoch."""
@@ -243,14 +248,17 @@ def make_experiment(config, total_steps=None, splits=None, class_names=None, sha
     if shard_batches:
         shard, whole = sharding.make_shard_batch(mesh), sharding.make_whole(mesh)
         jit = functools.partial(jax.jit, out_shardings=placement)
-    batching = {
+    ordering = {
         "batch_size": config.batch_size,
         "num_examples": n,
-        "augment": augment,
         "drop_last": config.drop_last,
+        "whole": whole,
+    }
+    batching = {
+        **ordering,
+        "augment": augment,
         "alternating_flip": config.alternating_flip,
         "shard": shard,
-        "whole": whole,
     }
     lookahead = None
     if config.lookahead.every:
@@ -283,6 +291,7 @@ def make_experiment(config, total_steps=None, splits=None, class_names=None, sha
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         batching=batching,
+        order=make_order(**ordering),
         lookahead=lookahead,
         augment=augment,
         normalize=normalize,

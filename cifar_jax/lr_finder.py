@@ -53,7 +53,7 @@ def find_learning_rate(config, workdir):
     for i in range(test.steps):
         size = exp.images_at(i + 1) - exp.images_at(i)
         if size not in programs:
-            programs[size] = jax.jit(repeat(exp.step, 1, size), donate_argnums=0)
+            programs[size] = jax.jit(repeat(exp.step, exp.order, 1, size), donate_argnums=0)
         state, metrics = programs[size](state, zeros, exp.train)
         loss = metrics.summary()["loss"]
         if not np.isfinite(loss):

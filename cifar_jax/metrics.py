@@ -65,8 +65,8 @@ def measure(logits, labels, loss, weight=None):
     predicted = jax.nn.one_hot(logits.argmax(-1), num_classes)
     return Metrics(
         weight.sum(),
-        jnp.isfinite(loss) @ weight,
-        jnp.where(weight > 0, loss, 0.0) @ weight,
+        (jnp.isfinite(loss) * weight).sum(),  # no matrix product: a GPU's would round what it sums
+        jnp.where(weight > 0, loss * weight, 0.0).sum(),
         hits.sum(0),
         true.T @ predicted,
     )

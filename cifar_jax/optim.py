@@ -5,6 +5,7 @@ L2 weight decay, then the moments, then the learning rate.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 
 import jax
@@ -209,11 +210,12 @@ def freeze(layers):
 
 
 def scale_norm_biases(factor):
-    """Multiply the gradients of BatchNorm's biases, those of layers with 'bn' in their names."""
+    """Multiply the gradients of BatchNorm's biases: of layers named bn, bn1 or ..._bn2."""
 
     def scale(path, gradient):
         layer, variable = path[-2].key, path[-1].key
-        return gradient * factor if "bn" in layer and variable == "bias" else gradient
+        is_norm = re.search(r"(^|_)bn\d*$", layer) and variable == "bias"
+        return gradient * factor if is_norm else gradient
 
     return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates))
 

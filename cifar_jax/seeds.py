@@ -192,7 +192,7 @@ def make_call(exp, call):
         schedules = {name: lambda step, t=table: t[row, step] for name, table in rates.items()}
         schedules = dataclasses.replace(exp.schedules, **schedules)
         tx = make_optimizer(**exp.config.optim, schedule=schedules)
-        return repeat(exp.make_step(tx), *call)(state, sums, dataset)
+        return repeat(exp.make_step(tx), exp.order, *call)(state, sums, dataset)
 
     return run
 

@@ -83,40 +83,56 @@ def count_steps(num_examples, batch_size, drop_last=False):
     return num_examples // batch_size if drop_last else -(-num_examples // batch_size)
 
 
-def make_batches(
-    *,
-    batch_size,
-    num_examples,
-    augment,
-    drop_last=False,
-    alternating_flip=False,
-    shard=lambda batch: batch,
-    whole=lambda rows: rows,
-):
-    """batches(key, step, dataset, size=batch_size) -> (augmented images, labels, dropout key).
+def make_order(*, batch_size, num_examples, drop_last=False, whole=lambda rows: rows):
+    """order(key, steps, size=batch_size) -> the examples int32 [*steps.shape, size] of each step.
 
     Step t takes examples [i * batch_size, i * batch_size + size) of epoch t // steps_per_epoch's
     random order, i = t modulo steps_per_epoch = ceil(num_examples / batch_size); the last batch of
     an epoch is smaller and needs its own static `size`, unless `drop_last` leaves it out. All
-    follows from (key, step) alone. `augment(key, u8 images)` includes the normalisation;
-    `alternating_flip` mirrors each image in every other epoch, from the first or the second on by a
-    coin of its own (cifar10-airbench); `shard` constrains the batch's sharding, `whole` that of its
-    rows.
+    follows from (key, step) alone. `whole` constrains the rows' sharding: split over the devices,
+    these would ask one another at every turn whether the walk is over.
     """
     steps_per_epoch = count_steps(num_examples, batch_size, drop_last)
 
-    def batches(key, step, dataset, size=batch_size):
-        epoch, i = step // steps_per_epoch, step % steps_per_epoch
-        order_key = random.fold_in(random.fold_in(key, 0), epoch)
+    def order(key, steps, size=batch_size):
+        def one(step):
+            epoch, i = step // steps_per_epoch, step % steps_per_epoch
+            epoch_key = random.fold_in(random.fold_in(key, 0), epoch)
+            return shuffled(epoch_key, i * batch_size + jnp.arange(size), num_examples)
+
+        return whole(jax.vmap(one)(steps) if jnp.ndim(steps) else one(steps))
+
+    return order
+
+
+def make_batches(
+    *,
+    augment,
+    alternating_flip=False,
+    shard=lambda batch: batch,
+    **ordering,
+):
+    """batches(key, step, dataset, size=batch_size, rows=None) -> (augmented images, labels, dropout
+    key).
+
+    `rows`: the step's examples, unless given those of make_order(**ordering). All follows from
+    (key, step) alone. `augment(key, u8 images)` includes the normalisation; `alternating_flip`
+    mirrors each image in every other epoch, from the first or the second on by a coin of its own
+    (cifar10-airbench); `shard` constrains the batch's sharding.
+    """
+    order = make_order(**ordering)
+    sizes = {name: value for name, value in ordering.items() if name != "whole"}
+    steps_per_epoch = count_steps(**sizes)
+
+    def batches(key, step, dataset, size=ordering["batch_size"], rows=None):
         augment_key, dropout_key = random.split(random.fold_in(random.fold_in(key, 1), step))
-        # whole, or the devices would ask one another at every turn whether the walk is over
-        rows = whole(shuffled(order_key, i * batch_size + jnp.arange(size), num_examples))
+        rows = order(key, step, size) if rows is None else rows
         batch = shard(take(dataset, rows))
         images = augment(augment_key, batch.images)
         if alternating_flip:
             coin_key = random.fold_in(key, 3)
             coins = jax.vmap(lambda row: random.bernoulli(random.fold_in(coin_key, row)))(rows)
-            images = flip(images, coins ^ (epoch % 2 == 1))
+            images = flip(images, coins ^ (step // steps_per_epoch % 2 == 1))
         return images, batch.labels, dropout_key
 
     return batches
@@ -132,7 +148,8 @@ def make_train_step(
     ghost_batches=1,
     **batching,
 ):
-    """One optimizer step, pure: step(state, dataset, size=..., frozen=()) -> (state, Metrics).
+    """One optimizer step, pure: step(state, dataset, size=..., frozen=(), rows=None) -> (state,
+    Metrics).
 
     It trains on the batch of its step of make_batches(**batching); dropout follows from (state.key,
     step) too. `reduction` of the loss is 'mean' or 'sum' over the batch. `lookahead`: see
@@ -143,8 +160,8 @@ def make_train_step(
     batches = make_batches(**batching)
     scale = {"mean": lambda size: 1.0 / size, "sum": lambda size: 1.0}[reduction]
 
-    def step(state, dataset, size=batching["batch_size"], frozen=()):
-        images, labels, dropout_key = batches(state.key, state.step, dataset, size)
+    def step(state, dataset, size=batching["batch_size"], frozen=(), rows=None):
+        images, labels, dropout_key = batches(state.key, state.step, dataset, size, rows)
 
         def loss_fn(params):
             params = {**params, **{name: lax.stop_gradient(params[name]) for name in frozen}}
@@ -192,25 +209,25 @@ def apply_in_parts(model, variables, images, dropout_key, parts=1):
     return logits.reshape(-1, logits.shape[-1]), stats
 
 
-def repeat(step, num_steps, size, frozen=()):
+def repeat(step, order, num_steps, size, frozen=()):
     """`num_steps` steps as one call: run(state, metrics, dataset) -> (state, metrics).
 
     Each is of `size` examples; their Metrics are added to `metrics`. More than one step becomes a
-    scan. On CPU the gradients of XLA's own convolutions are about 25 times slower inside one
-    (measured).
+    scan. `order` (make_order's) is drawn for all of them before it: its walk, a loop without a
+    known end, would have a GPU wait for the host in every step. On CPU the gradients of XLA's own
+    convolutions are about 25 times slower inside a scan (measured).
     """
 
-    def body(carry, dataset):
+    def body(carry, dataset, rows):
         state, metrics = carry
-        state, more = step(state, dataset, size, frozen)
+        state, more = step(state, dataset, size, frozen, rows)
         return state, metrics + more
 
     def run(state, metrics, dataset):
         if num_steps == 1:
-            return body((state, metrics), dataset)
-        carry, _ = lax.scan(
-            lambda c, _: (body(c, dataset), None), (state, metrics), length=num_steps
-        )
+            return body((state, metrics), dataset, order(state.key, state.step, size))
+        rows = order(state.key, state.step + jnp.arange(num_steps), size)
+        carry, _ = lax.scan(lambda c, r: (body(c, dataset, r), None), (state, metrics), rows)
         return carry
 
     return run
@@ -221,23 +238,28 @@ def make_predict(model, *, transform, tta="none"):
     evaluation mode, averaged over the views `tta` (average_views)."""
 
     def predict(state, key, images):
-        logits = average_views(
+        return average_views(
             lambda x: model.apply(state.variables, x, train=False), transform(key, images), tta
         )
-        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
     return predict
 
 
 def average_views(predict, images, tta):
-    """Logits [B, C] of predict(images [B, H, W, C]) averaged over views of each image.
+    """Logits [B, C], at least float32, of predict(images [B, H, W, C]) averaged over views of each
+    image.
 
     `tta` is 'none', 'mirror' (the image and its mirror image) or 'multicrop' (half the weight on
     these two, half on those of two diagonal shifts by one pixel, edges reflected): level 0, 1 and 2
     of cifar10-airbench.
     """
+
+    def wide(images):
+        logits = predict(images)
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
     if tta == "none":
-        return predict(images)
+        return wide(images)
     views, weights = [images], [0.5]
     if tta == "multicrop":
         height, width = images.shape[1:3]
@@ -245,8 +267,9 @@ def average_views(predict, images, tta):
         views += [padded[:, i : i + height, i : i + width] for i in (0, 2)]
         weights = [0.25, 0.125, 0.125]
     views = jnp.stack([*views, *(view[:, :, ::-1] for view in views)])
-    logits = lax.map(predict, views)  # [views, B, C]
-    return jnp.tensordot(jnp.array([*weights, *weights], logits.dtype), logits, 1)
+    logits = lax.map(wide, views)  # [views, B, C]
+    weights = jnp.array([*weights, *weights], logits.dtype)
+    return (weights[:, None, None] * logits).sum(0)
 
 
 def make_evaluate(model, *, batch_size, transform, tta="none", shard=lambda batch: batch):

@@ -20,7 +20,7 @@ from cifar_jax.dataset import Dataset
 from cifar_jax.exchange import create_twin, load_torch_twin
 from cifar_jax.experiment import load_data, make_experiment
 from cifar_jax.metrics import Metrics
-from cifar_jax.steps import make_batches, make_evaluate, take
+from cifar_jax.steps import make_batches, make_evaluate, make_order, take
 
 REST = 0.3  # seconds between forms: the other's threads still spin for a while after their work
 
@@ -124,19 +124,19 @@ def make_form(sides, name, *, task="train", steps):
 
 def _jax_training(sides, dtype, steps, given=False):
     exp, size = sides.experiment(dtype), sides.size(0)
-    count, calls = exp.in_calls(steps)
+    counts = exp.in_calls(steps)
     made = time.perf_counter()
     start = exp.init_state()
     if given:
         exp = with_given_batch(sides, exp, start)
     began = time.perf_counter()
-    program = exp.compile_steps((count, size, ()), start, sides.no_metrics)
+    programs = {n: exp.compile_steps((n, size, ()), start, sides.no_metrics) for n in {*counts}}
     end = time.perf_counter()
     carry = [start]
 
     def run():
-        for _ in range(calls):
-            carry[0], _ = program(carry[0], sides.no_metrics, exp.train)
+        for n in counts:
+            carry[0], _ = programs[n](carry[0], sides.no_metrics, exp.train)
         jax.block_until_ready(carry[0])
 
     return Form(run, steps * size, end - made, end - began)
@@ -149,7 +149,8 @@ def with_given_batch(sides, exp, state):
     images, labels, _ = sides.batches(state.key, 0, exp.train, size)
     as_is = {"augment": lambda key, images: images, "alternating_flip": False}
     step = exp.make_step(exp.tx, num_examples=size, **as_is)
-    return dataclasses.replace(exp, step=step, train=Dataset(images, labels))
+    same = make_order(batch_size=size, num_examples=size)
+    return dataclasses.replace(exp, step=step, order=same, train=Dataset(images, labels))
 
 
 def _jax_evaluation(sides, dtype, steps):

@@ -167,8 +167,6 @@ class Run:
         self.log = None  # a TensorBoard where config.log asks for it
         self.diverged_at = None
         self.finite = jax.jit(all_finite)
-        whole = max(1, len(exp.train) // exp.config.batch_size)
-        self.steps_per_call = exp.config.steps_per_call or exp.in_calls(whole)[0]
         self.eval_set = exp.test if exp.validation is None else exp.validation
 
     def begin(self):
@@ -266,9 +264,9 @@ class Run:
         opens the folder; Perfetto (ui.perfetto.dev) the perfetto_trace.json.gz in it.
         """
         exp, size = self.exp, self.exp.config.batch_size
-        count, calls = exp.in_calls(PROFILED)
+        counts = exp.in_calls(PROFILED)
         state = jax.tree.map(jnp.copy, self.state)
-        steps = exp.compile_steps((count, size, ()), state, self.no_metrics)
+        calls = {n: exp.compile_steps((n, size, ()), state, self.no_metrics) for n in {*counts}}
         options = jax.profiler.ProfileOptions()
         options.python_tracer_level = 0  # the device's work, not ours
         folder = self.path / "profile"
@@ -278,8 +276,8 @@ class Run:
                 if warm and sharding.is_writer()
                 else contextlib.nullcontext()
             ):
-                for _ in range(calls):
-                    state, _ = steps(state, self.no_metrics, exp.train)
+                for n in counts:
+                    state, _ = calls[n](state, self.no_metrics, exp.train)
                 jax.block_until_ready(state)
         print(f"{PROFILED} steps traced in {folder}", flush=True)
 
@@ -288,7 +286,6 @@ class Run:
         exp, config = self.exp, self.exp.config
         end = exp.end_step
         step = self.step
-        self.compile(step, end)
         while step < end:
             if interruption.requested:
                 return "interrupted"
@@ -301,7 +298,6 @@ class Run:
                 self.end_epoch(step) if exp.ends_epoch(step) else self.save()
             elif self.roll_back():
                 step = self.step
-                self.compile(step, end)
             else:
                 return "diverged"
         if step == exp.total_steps:
@@ -324,7 +320,7 @@ class Run:
         n = self.exp.train.images.shape[0]
         full, tail = divmod(n, batch_size)
         i, limit = step % per_epoch, min(per_epoch, end - step + step % per_epoch)
-        k = self.steps_per_call
+        k = self.exp.steps_per_call
         while i < min(full, limit):
             count = min(k - i % k, full - i, limit - i)
             yield count, batch_size, frozen
@@ -332,16 +328,15 @@ class Run:
         if i < limit:
             yield 1, tail, frozen
 
-    def compile(self, step, end):
-        """Compile the training calls of this run ahead of time."""
-        exp, start = self.exp, time.perf_counter()
-        calls = set()
-        while step < end:
-            calls |= {*self.plan(step, end)}
-            step += exp.steps_per_epoch - step % exp.steps_per_epoch
-        for call in sorted(calls):
-            self.programs[call] = self.compile_call(call)
-        self.compile_seconds += time.perf_counter() - start
+    def program(self, call):
+        """The call, compiled when it is first needed: the first step waits for its own alone."""
+        if call not in self.programs:
+            jax.block_until_ready(self.state)  # training and compiling are timed apart
+            start = time.perf_counter()
+            with jax.transfer_guard("allow"):
+                self.programs[call] = self.compile_call(call)
+            self.compile_seconds += time.perf_counter() - start
+        return self.programs[call]
 
     def compile_call(self, call):
         """One call of `plan`, compiled: (state, sums, dataset) -> (state, sums)."""
@@ -361,7 +356,7 @@ class Run:
         exp, config, per_epoch = self.exp, self.exp.config, self.exp.steps_per_epoch
         epoch = step // per_epoch
         first = exp.images_at(epoch * per_epoch)
-        start, before = time.perf_counter(), self.train_seconds
+        start, before, compiled = time.perf_counter(), self.train_seconds, self.compile_seconds
         bar = progress(
             f"epoch {epoch + 1}/{config.epochs:g}",
             exp.images_at(min((epoch + 1) * per_epoch, exp.total_steps)) - first,
@@ -371,7 +366,7 @@ class Run:
         with bar, jax.transfer_guard("disallow"):
             for call in self.plan(step, end):
                 previous = self.metrics
-                program, (count, size, _) = self.programs[call], call
+                program, (count, size, _) = self.program(call), call
                 self.state, self.metrics = program(self.state, self.metrics, exp.train)
                 step += count
                 # waiting for the call before keeps one in flight: the device never waits for us
@@ -386,7 +381,8 @@ class Run:
                 if interruption.requested:
                     break
             jax.block_until_ready(self.state)
-        self.train_seconds = before + time.perf_counter() - start
+        compiled = self.compile_seconds - compiled
+        self.train_seconds = before + time.perf_counter() - start - compiled
         return step
 
     def total(self, metrics):

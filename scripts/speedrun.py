@@ -78,8 +78,9 @@ def plan(exp):
         raise InputError("a timed run has batches of one size: it needs config.drop_last")
     changes = {0, exp.total_steps, *exp.schedules.freeze.values()}
     for first, end in itertools.pairwise(sorted(s for s in changes if s <= exp.total_steps)):
-        count, calls = exp.in_calls(end - first)
-        yield from [(count, exp.config.batch_size, exp.schedules.frozen(first))] * calls
+        frozen = exp.schedules.frozen(first)
+        for count in exp.in_calls(end - first):
+            yield count, exp.config.batch_size, frozen
 
 
 class Race:

@@ -86,7 +86,7 @@ def test_replicas_spread_over_devices_train_as_one_alone(strategy):
     run = seeds.Replicas(exp, None, None, replicas, test=True)
     call = (1, 8, ())
     program = run.compile_call(call)
-    single = jax.jit(repeat(exp.step, *call))
+    single = jax.jit(repeat(exp.step, exp.order, *call))
     state, sums = exp.init_state(2), jax.device_put(Metrics.zeros(10), exp.placement)
     for _ in range(3):
         run.state, run.metrics = program(run.state, run.metrics, exp.train)

@@ -23,6 +23,7 @@ from cifar_jax.steps import (
     init_state,
     make_batches,
     make_evaluate,
+    make_order,
     make_train_step,
     repeat,
     shuffled,
@@ -164,8 +165,9 @@ def test_step_is_pure_and_counts(dataset):
 def test_one_call_of_many_steps_is_many_calls(dataset):
     _, _, step, state = setup()
     zeros = Metrics.zeros(10)
-    many, sums = jax.jit(repeat(step, 3, 32))(state, zeros, dataset)
-    single = jax.jit(repeat(step, 1, 32))
+    order = make_order(batch_size=32, num_examples=100)
+    many, sums = jax.jit(repeat(step, order, 3, 32))(state, zeros, dataset)
+    single = jax.jit(repeat(step, order, 1, 32))
     one, singles = state, zeros
     for _ in range(3):
         one, singles = single(one, singles, dataset)
@@ -181,12 +183,42 @@ def test_steps_in_a_call_are_what_is_fast_here(monkeypatch):
     config = importlib.import_module("configs.vgg").get_config()
     splits = random_splits({"train": 64, "test": 8})
     exp = make_experiment(config, splits=splits, class_names=tuple("0123456789"))
-    assert exp.config.batch_size == 32 and exp.in_calls(1562) == (1, 1562)
+    assert exp.config.batch_size == 32 and exp.in_calls(3) == [1, 1, 1]
     exp = dataclasses.replace(exp)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    assert exp.in_calls(1562) == (11, 142) and exp.in_calls(1) == (1, 1)
+    assert exp.in_calls(37) == [16, 16, 5] and exp.in_calls(16) == [16] and exp.in_calls(1) == [1]
+    exp = dataclasses.replace(exp)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert exp.in_calls(1562) == (1562, 1)
+    assert len(exp.train) == 64 and exp.in_calls(5) == [2, 2, 1]  # an epoch a call
+
+
+def test_the_order_of_many_steps_is_that_of_each():
+    """Over an epoch's end too."""
+    order = make_order(batch_size=32, num_examples=100, drop_last=True)
+    key, steps = jax.random.key(5), jnp.arange(1, 8)
+    together = jax.jit(order)(key, steps)
+    assert together.shape == (7, 32)
+    for step, rows in zip(steps, together, strict=True):
+        np.testing.assert_array_equal(rows, order(key, step))
+
+
+def test_a_call_of_many_steps_draws_its_order_before_its_loop(dataset):
+    """The walk has no known end: within the loop a GPU would wait for the host at every turn."""
+    _, _, step, state = setup()
+    order = make_order(batch_size=32, num_examples=100)
+    run = repeat(step, order, 3, 32)
+    jaxpr = jax.make_jaxpr(run)(state, Metrics.zeros(10), dataset)
+
+    def inner(jaxpr, within=False):
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name == "while":
+                yield within
+            for value in jax.tree.leaves([*eqn.params.values()]):
+                closed = getattr(value, "jaxpr", value)
+                if hasattr(closed, "eqns"):
+                    yield from inner(closed, within or eqn.primitive.name == "scan")
+
+    assert [*inner(jaxpr.jaxpr)] == [False]
 
 
 def test_sum_reduction_is_batch_times_the_mean(dataset):
@@ -233,7 +265,8 @@ def test_golden_first_step():
 
 def test_learning_reduces_the_loss(dataset):
     _, _, step, state = setup(augment=NORMALIZE)
-    run = jax.jit(repeat(step, 1, 32), donate_argnums=0)
+    order = make_order(batch_size=32, num_examples=100)
+    run = jax.jit(repeat(step, order, 1, 32), donate_argnums=0)
     losses = []
     for _ in range(60):
         state, metrics = run(state, Metrics.zeros(10), dataset)

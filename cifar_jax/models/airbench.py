@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
 
-from cifar_jax.models.layers import BatchNorm, Conv, Dense, convolve, max_pool, per_channel
+from cifar_jax.models.layers import BatchNorm, Conv, Dense, add_bias, convolve, max_pool
 
 
 def whitening_kernel(images, size=2, epsilon=5e-4):
@@ -40,7 +40,7 @@ class Whitening(nn.Module):
         kernel = self.variable("batch_stats", "kernel", jnp.zeros, shape).value
         bias = self.param("bias", nn.initializers.zeros, shape[-1:])
         x = convolve(lax.stop_gradient(x).astype(self.dtype), kernel.astype(self.dtype), 0)
-        return x + per_channel(bias.astype(self.dtype), x)
+        return add_bias(bias, x)
 
 
 class AirBench(nn.Module):

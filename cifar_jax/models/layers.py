@@ -45,6 +45,13 @@ def per_channel(vector, x):
     return vector.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
+def add_bias(bias, x):
+    """x [..., C] + bias [C] in x's dtype, but added in float32 at least: the bias's gradient, a sum
+    over all the rest, would else be one of bfloat16 on GPUs that can add these."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (wide + per_channel(bias, x)).astype(x.dtype)
+
+
 _plain = contextvars.ContextVar("plain", default=False)
 
 
@@ -131,10 +138,7 @@ class Conv(nn.Module):
             self.dilation,
             self.groups,
         )
-        if self.use_bias:
-            bias = self.param("bias", init, (self.features,))
-            x = x + per_channel(bias.astype(self.dtype), x)
-        return x
+        return add_bias(self.param("bias", init, (self.features,)), x) if self.use_bias else x
 
 
 class Dense(nn.Module):
@@ -149,10 +153,7 @@ class Dense(nn.Module):
         init = uniform_fan_in(x.shape[-1])
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
         x = x.astype(self.dtype) @ kernel.astype(self.dtype)
-        if self.use_bias:
-            bias = self.param("bias", init, (self.features,))
-            x = x + per_channel(bias.astype(self.dtype), x)
-        return x
+        return add_bias(self.param("bias", init, (self.features,)), x) if self.use_bias else x
 
 
 class BatchNorm(nn.Module):
@@ -178,8 +179,8 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, features)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, features)
         running_var = self.variable("batch_stats", "var", jnp.ones, features)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if train:
-            wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
             axes = tuple(range(x.ndim - 1))
             mean = wide.mean(axes)
             var = jnp.maximum((wide * wide).mean(axes) - mean * mean, 0.0)
@@ -192,10 +193,8 @@ class BatchNorm(nn.Module):
         else:
             mean, var = running_mean.value, running_var.value
         factor = scale * lax.rsqrt(var + self.epsilon)
-        factor, offset = (
-            per_channel(v.astype(self.dtype), x) for v in (factor, bias - mean * factor)
-        )
-        return x.astype(self.dtype) * factor + offset
+        factor, offset = (per_channel(v, x) for v in (factor, bias - mean * factor))
+        return (wide * factor + offset).astype(self.dtype)
 
 
 def _window_maxima(x, size):
