@@ -18,6 +18,7 @@ from cifar_jax.timing import Sides
 EVAL_BATCH = 500
 TIE = 1e-4  # of the logits' scale: a margin below it can fall either way by rounding
 SIDES = ("jax", "torch")
+DTYPES = ("float32", "bfloat16")
 
 
 def compare(config, workdir):
@@ -34,22 +35,22 @@ def compare(config, workdir):
             f"compare runs on one device and sees {jax.device_count()}; "
             "hide the others (CUDA_VISIBLE_DEVICES=0)"
         )
-    if config.ghost_batches > 1:
-        raise InputError("compare has no config.ghost_batches: PyTorch normalises whole batches")
+    _check(config)
     with files.only_writer(workdir) as path:
         files.check_workdir(path, config.to_dict())
         exp = make_experiment(config)
-        files.open_workdir(path, config.to_dict(), environment(), exp.about_data)
         sides = Sides(exp, twin)
+        sides.make_recipe(exp.init_state())  # or PyTorch's side does not have it
+        files.open_workdir(path, config.to_dict(), environment(), exp.about_data)
         pairs = Pairs(sides)
         settings = {**config.compare.to_dict(), "steps_trained": pairs.steps}
         found = files.read_json(path / "comparison.json") or {}
-        runs = found["runs"] if _same(found.get("settings"), settings) else []
+        runs = found["runs"] if _same(found, settings) else []
         runs = runs[: config.compare.seeds]
         comparison = {
             "status": "running",
             "model": config.model.name,
-            "params": sum(x.size for x in jax.tree.leaves(sides.exp.abstract_state().params)),
+            "params": sides.exp.count_params(),
             "dataset": sides.exp.provenance,
             "batch_size": config.batch_size,
             "settings": settings,
@@ -57,9 +58,12 @@ def compare(config, workdir):
             **environment(),
         }
         comparison["versions"]["torch"] = importlib.metadata.version("torch")
-        for seed in range(config.seed + len(runs), config.seed + config.compare.seeds):
-            runs.append(pairs.train_pair(seed))
-            files.write_json(path / "comparison.json", comparison)
+        twin.set_float32(fast=False)
+        with jax.default_matmul_precision("highest"):
+            for seed in range(config.seed + len(runs), config.seed + config.compare.seeds):
+                runs.append(pairs.train_pair(seed))
+                files.write_json(path / "comparison.json", comparison)
+        twin.set_float32(fast=True)
         comparison["accuracy"] = summarize(runs)
         comparison["timing"] = timing.time_forms(
             {
@@ -81,10 +85,29 @@ def compare(config, workdir):
         return comparison
 
 
-def _same(before, now):
-    """Whether runs made under the settings `before` count now; the number of seeds may grow."""
+def _check(config):
+    """InputError for what cannot be compared."""
+    if config.ghost_batches > 1:
+        raise InputError("compare has no config.ghost_batches: PyTorch normalises whole batches")
+    for field, least in (("seeds", 1), ("rounds", 1), ("steps", 1), ("test_images", 0)):
+        if config.compare[field] < least:
+            raise InputError(
+                f"config.compare.{field} must be at least {least}, not {config.compare[field]}"
+            )
+    dtypes = {*config.compare.dtypes}
+    if not dtypes or dtypes - {*DTYPES}:
+        raise InputError(
+            f"config.compare.dtypes {tuple(config.compare.dtypes)} must be of {', '.join(DTYPES)}"
+        )
+
+
+def _same(before, settings):
+    """Whether the runs of the comparison `before` count under `settings`; seeds may become more."""
     keys = ("epochs", "test_images", "steps_trained")
-    return isinstance(before, dict) and all(before.get(key) == now[key] for key in keys)
+    try:
+        return all(before["settings"][key] == settings[key] for key in keys) and "runs" in before
+    except (KeyError, TypeError):
+        return False
 
 
 class Pairs:

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import math
+import os
 import pathlib
 import platform
 import subprocess
@@ -27,6 +28,7 @@ from cifar_jax.augment import make_augment
 from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.dataset import Dataset
 from cifar_jax.flops import has_convolution
+from cifar_jax.metrics import Metrics
 from cifar_jax.models import create_model
 from cifar_jax.models.layers import plain_convolutions
 from cifar_jax.optim import Schedules, make_lookahead, make_optimizer, make_schedules
@@ -44,6 +46,10 @@ from cifar_jax.steps import (
 # Images in a training call on CPU. Its memory is allocated once a call, so that one step a call
 # takes up to 1.3 times as long; but a signal waits for the call to end.
 CALL_IMAGES = 512
+LEAST = {"epochs": 1, "batch_size": 1, "ghost_batches": 1, "eval.batch_size": 1}
+LEAST |= dict.fromkeys(("stop_after", "steps_per_call", "lookahead.every"), 0)
+LEAST |= {"seed": 0, "data.split_seed": 0}
+LARGEST_SEED = 2**31 - 1  # of more JAX keeps only some bits
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -78,9 +84,17 @@ class Experiment:
         key = jax.random.key(self.config.seed if seed is None else seed)
         return self._jitted_init(key, self.train.images)
 
+    def no_metrics(self):
+        """The Metrics of no image, whole on every device."""
+        return sharding.put(Metrics.zeros(len(self.class_names)), self.placement)
+
     def abstract_state(self):
         """Its shapes and dtypes, as jax.ShapeDtypeStructs."""
         return jax.eval_shape(self._init, jax.random.key(0), self.train.images)
+
+    def count_params(self):
+        """Trainable parameters of the network."""
+        return sum(x.size for x in jax.tree.leaves(self.abstract_state().params))
 
     def _init(self, key, images):
         kwargs = {"image_shape": images.shape[1:], "lookahead": self.lookahead is not None}
@@ -383,7 +397,8 @@ def environment():
 
 
 def _commit():
-    """The checkout's commit, with '-dirty' where files differ from it; None outside git."""
+    """The checkout's commit, with '-dirty' where files differ from it; outside git what
+    CIFAR_JAX_COMMIT says, or None."""
     here = pathlib.Path(__file__)
 
     def git(*arguments):
@@ -395,23 +410,18 @@ def _commit():
         return found.stdout.strip() or None
 
     if not git("ls-files", here.name):  # installed, maybe within the checkout of something else
-        return None
+        return os.environ.get("CIFAR_JAX_COMMIT") or None
     return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 
 def _check(config):
-    for field in ("epochs", "batch_size", "ghost_batches", "eval.batch_size"):
-        value = config
-        for part in field.split("."):
-            value = value[part]
-        if value < 1:
-            raise InputError(f"config.{field} must be at least 1, not {value}")
-    for field in ("stop_after", "steps_per_call", "seed", "data.split_seed", "lookahead.every"):
-        value = config
-        for part in field.split("."):
-            value = value[part]
-        if value is not None and value < 0:
-            raise InputError(f"config.{field} must not be negative, not {value}")
+    for field, least in LEAST.items():
+        value = functools.reduce(getattr, field.split("."), config)
+        if value is not None and value < least:
+            least = f"be at least {least}" if least else "not be negative"
+            raise InputError(f"config.{field} must {least}, not {value}")
+        if "seed" in field and value is not None and value > LARGEST_SEED:
+            raise InputError(f"config.{field} must be at most {LARGEST_SEED}, not {value}")
     if config.loss.reduction not in ("mean", "sum"):
         raise InputError(f"unknown loss.reduction {config.loss.reduction!r}; choose mean or sum")
     if config.on_nonfinite not in ("stop", "rollback"):

@@ -8,7 +8,6 @@ import numpy as np
 from cifar_jax import InputError, meant, report
 from cifar_jax import workdir as files
 from cifar_jax.experiment import make_experiment
-from cifar_jax.metrics import Metrics
 from cifar_jax.steps import repeat
 
 RAMPS = {"exponential": "exponential_ramp", "linear": "linear_ramp"}
@@ -47,7 +46,7 @@ def find_learning_rate(config, workdir):
         }
     exp = make_experiment(config, total_steps=test.steps)
     state = exp.init_state()
-    zeros = jax.device_put(Metrics.zeros(len(exp.class_names)), exp.placement)
+    zeros = exp.no_metrics()
     programs, rates, losses = {}, [], []
     smoothed = [0.0]
     for i in range(test.steps):

@@ -20,7 +20,7 @@ from jax import lax
 from cifar_jax import InputError, sharding
 from cifar_jax import workdir as files
 from cifar_jax.checkpoint import Checkpoints
-from cifar_jax.experiment import environment, make_experiment
+from cifar_jax.experiment import LARGEST_SEED, environment, make_experiment
 from cifar_jax.metrics import Metrics
 from cifar_jax.optim import constant, make_optimizer, make_schedules
 from cifar_jax.significance import interval, paired
@@ -111,6 +111,8 @@ def make_replicas(config):
     be."""
     if config.seeds < 1:
         raise InputError(f"config.seeds must be at least 1, not {config.seeds}")
+    if config.seed + config.seeds - 1 > LARGEST_SEED:
+        raise InputError(f"config.seed + config.seeds goes beyond the largest, {LARGEST_SEED}")
     if config.on_nonfinite != "stop" or config.profile or config.log.tensorboard:
         raise InputError(
             "on_nonfinite=rollback, profile and log.tensorboard are for one run, not for many"
@@ -440,8 +442,7 @@ class Replicas(Run):
         result = {
             "status": status,
             "model": config.model.name,
-            "params": sum(x.size for x in jax.tree.leaves(self.state[0].params))
-            // self.chunks[0].size,
+            "params": exp.count_params(),
             "dataset": exp.provenance,
             "epochs": exp.epochs_at(step),
             "epochs_planned": config.epochs,

@@ -19,7 +19,6 @@ from cifar_jax import weights
 from cifar_jax.dataset import Dataset
 from cifar_jax.exchange import create_twin, load_torch_twin
 from cifar_jax.experiment import load_data, make_experiment
-from cifar_jax.metrics import Metrics
 from cifar_jax.steps import make_batches, make_evaluate, make_order, take
 
 REST = 0.3  # seconds between forms: the other's threads still spin for a while after their work
@@ -38,7 +37,9 @@ class Sides:
         self.name = config.model.name
         self.device = "cuda" if jax.default_backend() == "gpu" else "cpu"
         self.batches = jax.jit(make_batches(**exp.batching), static_argnums=3)
-        self.no_metrics = jax.device_put(Metrics.zeros(len(exp.class_names)), exp.placement)
+        self.no_metrics = exp.no_metrics()
+        if twin:
+            twin.set_float32(fast=True)
 
     def size(self, step):
         """Examples of batch `step`; without drop_last that of an epoch's last may be smaller."""

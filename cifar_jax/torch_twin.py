@@ -425,8 +425,8 @@ class Recipe:
     `optim`, `schedule` and `loss` are those sections of the config as keyword dicts; a schedule
     spans `total_steps`. `lookahead`: every, decay, power of optim.make_lookahead. `autocast` names
     the dtype of the forward pass ('bfloat16'), `compiled` runs it through torch.compile, `fused`
-    takes the optimizer's fused kernel. Raises InputError for a schedule that torch.optim does not
-    have.
+    takes the optimizer's fused kernel. Raises InputError for an optimizer or a schedule that
+    torch.optim does not have.
     """
 
     def __init__(
@@ -459,6 +459,8 @@ class Recipe:
     def begin(self, lr, weight_decay):
         """A fresh optimizer and its scheduler."""
         o, schedule = self.optim, self.schedule
+        if o["name"] not in ("sgd", "adam", "adamw"):
+            raise InputError(f"optimizer {o['name']!r} has no counterpart here in PyTorch")
         shared = {"lr": lr, "weight_decay": weight_decay, "fused": self.fused}
         parameters = self.twin.parameters()
         factor = o.get("norm_bias_factor", 1.0)
@@ -562,6 +564,15 @@ def predict(twin, images):
     first = next(twin.parameters())
     with torch.inference_mode():
         return twin(images_of(images, first.device, first.dtype)).cpu().numpy()
+
+
+def set_float32(fast):
+    """On a GPU: float32 products as TF32, JAX's default there, or in full if not `fast`; cuDNN
+    times its algorithms, as XLA does. On a CPU nothing changes."""
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high" if fast else "highest")
+        torch.backends.cudnn.allow_tf32 = fast
+        torch.backends.cudnn.benchmark = True
 
 
 def move(twin, device):

@@ -21,7 +21,6 @@ from cifar_jax.experiment import (
     make_experiment,
     sample_images,
 )
-from cifar_jax.metrics import Metrics
 from cifar_jax.progress import progress
 from cifar_jax.tensorboard import TensorBoard
 
@@ -171,8 +170,7 @@ class Run:
 
     def begin(self):
         """(the initial state, the sums over no image)."""
-        zeros = sharding.put(Metrics.zeros(len(self.exp.class_names)), self.exp.placement)
-        return self.exp.init_state(), zeros
+        return self.exp.init_state(), self.exp.no_metrics()
 
     @property
     def step(self):
@@ -497,7 +495,7 @@ class Run:
         result = {
             "status": status,
             "model": config.model.name,
-            "params": sum(x.size for x in jax.tree.leaves(self.state.params)),
+            "params": exp.count_params(),
             "dataset": exp.provenance,
             "seed": config.seed,
             **({"imported": imported} if imported else {}),

@@ -214,7 +214,7 @@ def measure_speed(args, entry, config, sizes, twin, peaks):
         sides = make_sides(config, batch_size, sizes, twin)
         macs = forward_macs(sides.exp.model.clone(dtype=np.float32))
         entry.update(recipe_batch=config.batch_size, macs=macs)
-        entry["params"] = sum(x.size for x in jax.tree.leaves(sides.exp.abstract_state().params))
+        entry["params"] = sides.exp.count_params()
         steps = 1 if args.quick else max(1, IMAGES[args.device] // batch_size)
         with_torch = sides.twin is not None
         for task, passes in (("train", TRAINING), ("evaluate", 1)):
@@ -279,7 +279,7 @@ def peaks(dtype, twin):
     runs = {"jax": lambda: jax.block_until_ready([product(*ours) for _ in range(count)][-1])}
     if twin:
         device = "cuda" if on_gpu else "cpu"
-        twin.torch.backends.cuda.matmul.allow_tf32 = True
+        twin.set_float32(fast=True)
         theirs = [twin.torch.from_numpy(x).to(device, twin.DTYPES[dtype]) for x in (a, b)]
 
         def run():

@@ -25,7 +25,6 @@ import jax  # noqa: E402
 from cifar_jax import InputError  # noqa: E402
 from cifar_jax import workdir as files  # noqa: E402
 from cifar_jax.experiment import environment, make_experiment  # noqa: E402
-from cifar_jax.metrics import Metrics  # noqa: E402
 from cifar_jax.significance import interval  # noqa: E402
 from cifar_jax.steps import VIEWS  # noqa: E402
 
@@ -88,7 +87,7 @@ class Race:
 
     def __init__(self, exp):
         self.exp, self.calls = exp, [*plan(exp)]
-        self.zeros = jax.device_put(Metrics.zeros(len(exp.class_names)), exp.placement)
+        self.zeros = exp.no_metrics()
         start = time.perf_counter()
         state = exp.init_state()
         calls = {*self.calls}
