@@ -4,12 +4,14 @@ JAX's own settings go before ours: JAX_COMPILATION_CACHE_DIR names another folde
 JAX_ENABLE_COMPILATION_CACHE=0 switches it off.
 """
 
+import contextlib
 import os
 import pathlib
 import stat
 import sys
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 MIN_SECONDS = 0.2  # of a compilation that is kept: a run has about ten that take longer
 
@@ -40,6 +42,27 @@ def enable_cache():
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_SECONDS)
     return folder
+
+
+@contextlib.contextmanager
+def cache_in(folder):
+    """While entered programs are kept in `folder` alone, however short they took to compile."""
+    settings = {
+        "jax_enable_compilation_cache": True,
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    try:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 def private_folder():

@@ -485,6 +485,10 @@ class Run:
                 if state is not self.state or exp.validation is not None:
                     now, _ = self.evaluate(self.state, self.eval_set)
                 last = {"epoch": exp.epochs_at(step), **figures(now.summary())}
+            if last and exp.validation is None and status != "diverged":
+                # the best is chosen by the loss on these images, the last by nothing
+                views = measured["test"] if best_step == step else with_tta(exp, self.state)
+                last |= {key: views[key] for key in ("tta", "accuracy_tta") if key in views}
         best = next((figures_of(r) for r in self.records if r["step"] == best_step), last)
         if best_step == 0 and measured:  # imported weights, never bettered: no epoch has this
             begin = metrics if exp.validation is None else self.evaluate(state, self.eval_set)[0]

@@ -8,7 +8,7 @@ memory. JAX augments within the step; PyTorch is handed finished batches, and so
 own, is JAX. FLOPs are exact counts of
 convolutions and matrix products (cifar_jax/flops.py), three forward passes' worth for training.
 
-Writes --out (default results/benchmarks/DEVICE.json) after each family, and at the end a table
+Writes --out (default results/benchmarks/DEVICE.json) as it goes, and at the end a table
 (.md) and a chart (.png) beside it. --quick is a small run that shows that all works; --growth
 measures instead how time grows with images, epochs, batch size, width and classes.
 """
@@ -159,7 +159,10 @@ def benchmark(args, out, twin):
             entry = result["families"].setdefault(family, {})
             print(f"{family}: {measure}", flush=True)
             try:
-                function(args, entry, family_config(family, args), sizes, twin, result["peaks"])
+                for _ in function(
+                    args, entry, family_config(family, args), sizes, twin, result["peaks"]
+                ):
+                    files.write_json(out, result)  # what is measured stays if this is stopped
             except Exception as error:  # one family that fails leaves the others their figures
                 entry["error"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
                 print(f"{family}: {entry['error']}", flush=True)
@@ -202,14 +205,15 @@ def make_sides(config, batch_size, sizes, twin):
     if twin:
         try:
             sides.make_recipe(sides.exp.init_state())
-        except (InputError, KeyError) as error:
+        except InputError as error:
             print(f"{config.model.name}: JAX alone: {error}", flush=True)
             sides.twin = None
     return sides
 
 
 def measure_speed(args, entry, config, sizes, twin, peaks):
-    """Add batches.SIZE.{train,evaluate}.FORM: timing.time_forms' figures and `mfu`."""
+    """Add batches.SIZE.{train,evaluate}.FORM: timing.time_forms' figures and `mfu`; yields after
+    each task."""
     for batch_size in batch_sizes(args, config):
         sides = make_sides(config, batch_size, sizes, twin)
         macs = forward_macs(sides.exp.model.clone(dtype=np.float32))
@@ -234,11 +238,12 @@ def measure_speed(args, entry, config, sizes, twin, peaks):
                     peak = max(peaks[name.split(" ")[1]].values())
                     form["mfu"] = form["images_per_second"] * 2 * macs * passes / peak
             entry.setdefault("batches", {}).setdefault(str(batch_size), {})[task] = timed
+            yield
 
 
 def measure_start(args, entry, config, sizes, twin, peaks):
     """Add start.FORM: first_step {cold, warm} in seconds and peak_memory in bytes, at the smallest
-    of the batch sizes; each figure from a fresh process."""
+    of the batch sizes; each figure from a fresh process. Yields after each form."""
     del peaks
     batch_size = batch_sizes(args, config)[0]
     with_torch = make_sides(config, batch_size, sizes, twin).twin is not None
@@ -264,6 +269,7 @@ def measure_start(args, entry, config, sizes, twin, peaks):
             "peak_memory": found["peak_memory"],
         }
         print(f"{name}: first step after {steps}", flush=True)
+        yield
 
 
 def peaks(dtype, twin):

@@ -5,13 +5,15 @@ a failure, packs all that came of them into OUT/partN.tar.gz after each job and 
 OUT is --out, else $OUT, else runs/gpu_suite. Nothing is begun that cannot end within --seconds; a
 job that outlasts its share gets SIGTERM, upon which training saves and writes its result.json.
 
-    part 1   tests marked gpu; benchmark of all families, eager, both dtypes, at the recipe's batch;
-             the speedrun, 25 runs; resnet, its tuned recipe and convnet on the whole data
-    part 2   benchmark with torch.compile, resnet first; time to the first step and memory; a
-             profile of the family with the smallest share of the peak; mixture, vgg and dilated
-             and the other tuned recipes on the whole data, as far as they come
+    part 1   the GPU's tests; the speedrun, 25 runs; benchmark in bfloat16 at the recipe's batch,
+             PyTorch eager and compiled; resnet, its tuned recipe, speedrun:96
+    part 2   time to the first step and memory; a profile of the family with the smallest share of
+             the peak; benchmark in float32 and at 512 images; the other systems and their tuned
+             recipes on the whole data, as far as they come
 
-`--device cpu --quick` does the same in small, to see that it works; --jobs takes some of them.
+The first part alone answers what matters most: a lease may be too short for both, and --seconds
+then says how much of the second there is. `--device cpu --quick` does the same in small, to see
+that it works; --jobs takes some of them.
 
 The machine lent to this project has Python 3.12, jax 0.11, torch 2.11, flax, optax, orbax, scipy,
 matplotlib, jinja2, tqdm, scikit-learn, safetensors and pytest. One wheel is missing, ml_collections
@@ -30,15 +32,17 @@ Then three commands for the device tool, at once after each other (it stays warm
     2  carry .carry/part1 and .whl:
        cp .carry/part1/* /tmp/c && python3 /tmp/c/unpack.py /tmp/cifar &&
        python3 -m pip install -q --no-index --no-deps --target /tmp/site .whl/*.whl &&
-       PYTHONPATH=/tmp/site python3 scripts/gpu_suite.py --part 1 --data-dir /tmp/cifar
+       export PYTHONPATH=/tmp/site CIFAR_JAX_COMMIT=(what git rev-parse HEAD says here) &&
+       python3 scripts/gpu_suite.py --part 1 --data-dir /tmp/cifar
     3  carry .whl:
-       PYTHONPATH=/tmp/site python3 scripts/gpu_suite.py --part 2 --data-dir /tmp/cifar
+       the same exports and --part 2
 
 Without --data-dir the jobs that need the images are left out; the others use random ones. What
 comes back belongs in results/: speedrun.json in speedrun/, benchmark_*.json in benchmarks/.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -93,29 +97,39 @@ def jobs(args, folder):
         return Job(name, [python, "main.py", *where], seconds, needs)
 
     speedrun = ROOT / "scripts" / "speedrun.py"
-    runs = [python, speedrun, "--out", folder / "speedrun.json"]
-    runs += ["--runs=2", "--quick"] if args.quick else ["--runs=25", *data]
-    profiled = slowest(folder.parent)
-    first = [
-        Job("tests", [python, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests"], 90),
-        benchmark("benchmark_eager", 210, "--measure=speed", "--batch=recipe", "--no-compiled"),
-        Job("speedrun", runs, 150, () if args.quick else (args.data_dir,)),
-        recipe("resnet", 60),
-        recipe("resnet:tuned", 60),
-        recipe("convnet", 150),
-    ]
+
+    def runs(name, seconds, count, *more):
+        command = [python, speedrun, f"--out={folder / name}.json", *more]
+        command += ["--runs=2", "--quick"] if args.quick else [f"--runs={count}", *data]
+        return Job(name, command, seconds, () if args.quick else (args.data_dir,))
+
+    low = "--config.model.dtype=bfloat16"
     order = "--families=resnet,airbench,vgg,mixture,convnet,dilated"
+    first = [
+        # by name: to collect the others takes packages that a lent machine lacks
+        Job("tests", [python, "-m", "pytest", "-p", "no:cacheprovider", "tests/gpu_test.py"], 90),
+        runs("speedrun", 150, 25),
+        benchmark("benchmark_bfloat16", 200, "--dtypes=bfloat16", "--batch=recipe", order),
+        recipe("resnet", 60),
+        recipe("resnet:tuned", 60, low),
+        runs("speedrun-96", 90, 3, "--config=configs/speedrun.py:96"),
+    ]
     second = [
-        benchmark("benchmark_compiled", 200, "--measure=speed", "--batch=recipe", order),
         benchmark("benchmark_start", 90, "--measure=start", "--dtypes=bfloat16", order),
-        recipe(profiled, 40, "--config.profile=True", "--config.stop_after=0.01"),
+        recipe(slowest(folder.parent), 40, "--config.profile=True", "--config.stop_after=0.01"),
+        benchmark("benchmark_float32", 150, "--dtypes=float32", "--batch=recipe", order),
+        recipe("convnet", 120),
         recipe("mixture", 80),
         recipe("vgg", 120),
         recipe("dilated", 120),
-        *(recipe(f"{name}:tuned", 60) for name in ("mixture", "dilated", "vgg", "convnet")),
+        *(recipe(f"{name}:tuned", 60, low) for name in ("mixture", "dilated", "vgg", "convnet")),
+        benchmark("benchmark_512", 200, "--batch=512", order),
     ]
-    second[2].name = "profile"
-    second[2].command += [f"--workdir={folder / 'profile'}", "--config.report=False"]
+    for job in (*first, *second):
+        if job.name.startswith("benchmark") and job.name != "benchmark_start":
+            job.command += ["--measure=speed"]
+    second[1].name = "profile"
+    second[1].command += [f"--workdir={folder / 'profile'}", "--config.report=False"]
     chosen = first if args.part == 1 else second
     if args.quick:
         for job in chosen:
@@ -125,7 +139,7 @@ def jobs(args, folder):
 
 
 def slowest(folder):
-    """The config of the family whose training reaches the smallest share of the peak on JAX's side,
+    """The system or speedrun whose training reaches the smallest share of the peak on JAX's side,
     by the benchmarks under `folder`; 'dilated' where there are none."""
     shares = {}
     for path in folder.rglob("benchmark_*.json"):
@@ -158,14 +172,14 @@ def run(job, folder, seconds, environment):
             return f"exit code {process.wait(seconds)}"
         except subprocess.TimeoutExpired:
             process.terminate()
-        try:
-            return f"stopped, exit code {process.wait(GRACE)}"
-        except subprocess.TimeoutExpired:
-            return "killed"
+            try:
+                return f"stopped, exit code {process.wait(GRACE)}"
+            except subprocess.TimeoutExpired:
+                return "killed"
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # its children too, which may hold the GPU
+            process.wait()
 
 
 def measured(job, folder):

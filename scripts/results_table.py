@@ -108,8 +108,12 @@ def add(workdir):
         recipe = recipe_of(result["model"], config)
         if recipe is None:
             sys.exit(f"{workdir} has another config than those of configs/{result['model']}.py")
-        name = "-".join(filter(None, (result["model"], recipe)))
-        path = RUNS / f"{name}_seed{result['seed']}.json"
+        dtype = config["model"]["dtype"]
+        name = "-".join(
+            filter(None, (result["model"], recipe, "" if dtype == "float32" else dtype))
+        )
+        device = "" if "cpu" in result["device"] else f"_{files.slug(result['device'])}"
+        path = RUNS / f"{name}_seed{result['seed']}{device}.json"
         yield write(path, {**result, "config": config, "records": records})
     if (workdir / "comparison.json").exists():
         comparison = json.loads((workdir / "comparison.json").read_text())
@@ -118,8 +122,8 @@ def add(workdir):
 
 
 def recipe_of(model, config):
-    """Of which variant of configs/MODEL.py `config` is, whatever its seed and fields that it lacks,
-    for it is older; None if of none."""
+    """Of which variant of configs/MODEL.py `config` is, whatever its seed, its dtype and fields
+    that it lacks, for it is older; None if of none."""
     module = importlib.import_module(f"configs.{model}")
     for variant in RECIPES:
         try:
@@ -127,7 +131,8 @@ def recipe_of(model, config):
         except ValueError:
             continue
         known = json.loads(known.to_json_best_effort())
-        differing = files.differences(config, known, (*files.FREE_FIELDS, "seed"))
+        free = (*files.FREE_FIELDS, "seed", "model.dtype")
+        differing = files.differences(config, known, free)
         if all(before is None for before, _ in differing.values()):
             return variant
     return None
@@ -268,24 +273,39 @@ def spread(values):
 
 
 def ours(runs, which):
-    """Of each device: the accuracy of the runs that went farthest, how far, and in which time;
+    """Of each device and dtype: the accuracy of the runs that went farthest, how far, how long;
     `which`: 'best', the lowest loss on the test set, as the originals report, or 'last'."""
     told = []
-    for device in dict.fromkeys(run["device"] for run in runs):
-        here = [run for run in runs if run["device"] == device]
+    for where in dict.fromkeys(map(place, runs)):
+        here = [run for run in runs if place(run) == where]
         epochs = max(run["epochs"] for run in here)
         best = [run for run in here if run["epochs"] == epochs]
         text = f"{spread([run[which]['accuracy'] for run in best])} %"
-        if "accuracy_tta" in best[0]["test"]:
-            views = spread([run["test"]["accuracy_tta"] for run in best])
-            text += f" ({views} % with {best[0]['test']['tta']} views)"
+        views = [views_of(run, which) for run in best]
+        if all(views):
+            text += (
+                f" ({spread([v['accuracy_tta'] for v in views])} % with {views[0]['tta']} views)"
+            )
         if len(best) > 1:
             text += f", {len(best)} seeds"
         minutes = sum(run["seconds"]["total"] for run in best) / len(best) / 60
         planned = best[0]["epochs_planned"]
         far = f"{epochs:g} of {planned:g}" if epochs < planned else f"all {planned:g}"
-        told.append(f"{text} after {far} epochs, {minutes:.0f} min on {device}")
+        told.append(f"{text} after {far} epochs, {minutes:.0f} min on {where}")
     return "; ".join(told) or "not yet measured"
+
+
+def place(run):
+    """A run's device, and its dtype where it is another than float32."""
+    dtype = run["config"]["model"]["dtype"]
+    return run["device"] + ("" if dtype == "float32" else f" in {dtype}")
+
+
+def views_of(run, which):
+    """What has `accuracy_tta` and `tta` of a run's 'best' or 'last' checkpoint; None without."""
+    same = run["last"].get("epoch") == run["best"].get("epoch")
+    found = run["test"] if which == "best" or same else run["last"]
+    return found if "accuracy_tta" in found else None
 
 
 def curves():
@@ -373,12 +393,17 @@ def speedrun_sources():
     lines = []
     timed = [r for r in found if "cpu" not in r["device"]]
     if timed:
-        lines += ["| recipe | seconds a run (95 %) | compilation, s |", "|---|--:|--:|"]
+        lines += [
+            "| recipe | seconds a run (95 %) | compilation, s: cold | cached | first process, s |",
+            "|---|--:|--:|--:|--:|",
+        ]
     for r in timed:
-        seconds = min(session["compile_seconds"] for session in r["sessions"])
+        first = r["sessions"][0]
+        compiled = " | ".join(f"{first['compile_seconds'][k]:.1f}" for k in ("cold", "cached"))
         lines.append(
             f"| {record_of(r)[0]}, {r['config']['model']['dtype']} "
-            f"| {figure(r['summary']['seconds'], 3)} | {seconds:.1f} |"
+            f"| {figure(r['summary']['seconds'], 3)} | {compiled} "
+            f"| {first['process_seconds']:.1f} |"
         )
     if len(timed) < len(found):
         lines += ["Times on CPU are left out: that machine did other work as well."]

@@ -91,7 +91,10 @@ def test_speedruns_have_a_row_for_each_choice_of_views(tmp_path, monkeypatch):
         "config": {"model": {"depth": 2, "dtype": "bfloat16"}, "optim": {"name": "sgd"}},
         "dataset": {"name": "cifar10", "sha256": {"train": "f912919bdea3"}},
         "runs": runs,
-        "sessions": [{"compile_seconds": 41.23, **HERE}] * 2,
+        "sessions": [
+            {"compile_seconds": {"cold": 41.23, "cached": 2.0}, "process_seconds": 60.0, **HERE}
+        ]
+        * 2,
         "summary": speedrun.summarize(runs),
         **HERE,
     }
@@ -105,7 +108,9 @@ def test_speedruns_have_a_row_for_each_choice_of_views(tmp_path, monkeypatch):
     )
     assert sum("H200" in line for line in lines) == 1
     lines = results_table.speedrun_sources().splitlines()
-    assert lines[2] == "| speedrun, bfloat16 | 3.000 ± 0.000 (3.000 to 3.000) | 41.2 |"
+    assert lines[2] == (
+        "| speedrun, bfloat16 | 3.000 ± 0.000 (3.000 to 3.000) | 41.2 | 2.0 | 60.0 |"
+    )
     assert lines[-1].startswith("- speedrun: 1 x NVIDIA H200, jax 0.11.0, commit 0123456789,")
     assert sum("H200" in line for line in lines) == 1
 
@@ -122,10 +127,12 @@ def test_a_run_belongs_to_the_recipe_whose_config_it_has(model):
 
 
 def test_devices_keep_to_themselves_and_partial_runs_say_so():
-    def run(device, epochs, accuracy, **test):
-        figures = {"accuracy": accuracy}
+    def run(device, epochs, accuracy, best_epoch=1, **test):
+        figures = {"accuracy": accuracy, "epoch": best_epoch}
         made = {"device": device, "epochs": epochs, "epochs_planned": 24, "best": figures}
-        return {**made, "last": {"accuracy": 1.0}, "test": test, "seconds": {"total": 300.0}}
+        last = {"accuracy": 1.0, "epoch": epochs}
+        made["config"] = {"model": {"dtype": "float32"}}
+        return {**made, "last": last, "test": test, "seconds": {"total": 300.0}}
 
     found = [run("cpu", 2, 60.0), run("cpu", 3, 70.0), run("cpu", 3, 72.0), run("gpu", 24, 93.0)]
     assert results_table.ours(found, "best") == (
@@ -134,7 +141,13 @@ def test_devices_keep_to_themselves_and_partial_runs_say_so():
     )
     views = run("gpu", 24, 94.0, tta="mirror", accuracy_tta=94.5)
     assert results_table.ours([views], "best").startswith("94.00 % (94.50 % with mirror views)")
-    assert results_table.ours([views], "last").startswith("1.00 %")
+    assert results_table.ours([views], "last").startswith("1.00 % after")  # those are the best's
+    views["last"] |= {"tta": "mirror", "accuracy_tta": 2.0}
+    assert results_table.ours([views], "last").startswith("1.00 % (2.00 % with mirror views)")
+    views = run("gpu", 24, 94.0, best_epoch=24, tta="mirror", accuracy_tta=94.5)
+    assert results_table.ours([views], "last").startswith("1.00 % (94.50 % with mirror views)")
+    views["config"]["model"]["dtype"] = "bfloat16"
+    assert results_table.ours([views], "last").endswith("on gpu in bfloat16")
 
 
 def test_curves_hold_what_results_say():

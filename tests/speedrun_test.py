@@ -55,7 +55,8 @@ def test_runs_are_kept_and_the_missing_ones_added(race, tmp_path, program):
     assert summary["sd"] == pytest.approx(np.std(values, ddof=1))
     assert f"mean {summary['mean']:.3f}" in again.stdout
     for session in three["sessions"]:
-        assert 0 < session["compile_seconds"] < session["process_seconds"]
+        seconds = session["compile_seconds"]
+        assert 0 < seconds["cached"] < seconds["cold"] < session["process_seconds"]
     assert all(0 < run["seconds"] < 60 for run in three["runs"])
 
     workdir = tmp_path / "run"

@@ -1,0 +1,92 @@
+"""scripts/gpu_suite.py, which has minutes of a GPU and no second try."""
+
+import argparse
+import importlib
+import json
+import os
+import pathlib
+import sys
+import tarfile
+import time
+
+import pytest
+from running import ROOT
+
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import benchmark  # noqa: E402
+import gpu_suite  # noqa: E402
+import speedrun  # noqa: E402
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("part", [1, 2])
+def test_every_command_can_be_parsed(part, quick, tmp_path, monkeypatch):
+    args = argparse.Namespace(part=part, quick=quick, device="cpu", data_dir="DIR", jobs=None)
+    jobs = gpu_suite.jobs(args, tmp_path / f"part{part}")
+    assert len({job.name for job in jobs}) == len(jobs) >= 6
+    for job in jobs:
+        python, what, *rest = map(str, job.command)
+        assert python == sys.executable
+        if what.endswith("benchmark.py"):
+            monkeypatch.setattr(sys, "argv", [what, *rest])
+            assert benchmark.parse().measure == (["start"] if "start" in job.name else ["speed"])
+        elif what.endswith("speedrun.py"):
+            assert speedrun.load_config(speedrun.parse(rest)).lookahead.every
+        elif what == "main.py":
+            system, _, variant = rest[0].removeprefix("--config=configs/").partition(".py")
+            config = importlib.import_module(f"configs.{system}").get_config(variant[1:])
+            for override in (x for x in rest if x.startswith("--config.")):
+                field = override.removeprefix("--config.").partition("=")[0].split(".")
+                section = config
+                for name in field:
+                    section = section[name]  # or KeyError
+        else:
+            assert what == "-m" and (ROOT / rest[-1]).is_file()
+
+
+def test_what_outlasts_its_share_is_stopped_with_its_children(tmp_path):
+    child = "import os, pathlib, time; pathlib.Path('PID').write_text(str(os.getpid()))"
+    child = child.replace("PID", str(tmp_path / "pid")) + "; time.sleep(60)"
+    parent = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}])"
+    job = gpu_suite.Job("slow", [sys.executable, "-c", parent + "; time.sleep(60)"], 60)
+    end = gpu_suite.run(job, tmp_path, gpu_suite.LEAST, dict(os.environ))
+    assert end.startswith("stopped")
+    pid = int((tmp_path / "pid").read_text())
+    for _ in range(50):
+        status = pathlib.Path(f"/proc/{pid}/status")
+        if not status.exists() or "State:\tZ" in status.read_text():
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("its child goes on")
+
+
+def test_what_cannot_begin_is_left_out(tmp_path):
+    job = gpu_suite.Job("needs", ["false"], 60, (str(tmp_path / "none"),))
+    assert gpu_suite.run(job, tmp_path, 100, {}).startswith("left out: no ")
+    late = gpu_suite.Job("late", ["false"], 60)
+    assert gpu_suite.run(late, tmp_path, gpu_suite.LEAST - 1, {}) == "left out: no time"
+
+
+def test_the_slowest_family_is_profiled(tmp_path):
+    assert gpu_suite.slowest(tmp_path) == "dilated"
+    shares = {"vgg": 0.2, "airbench": 0.1, "resnet": 0.3}
+    families = {
+        name: {"batches": {"32": {"train": {"jax bfloat16": {"mfu": share}}}}}
+        for name, share in shares.items()
+    }
+    (tmp_path / "benchmark_x.json").write_text(json.dumps({"families": families}))
+    assert gpu_suite.slowest(tmp_path) == "speedrun"
+
+
+def test_the_archive_leaves_checkpoints_out(tmp_path):
+    folder = tmp_path / "part1"
+    for name in ("resnet/checkpoints/3", "resnet/report"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "file").write_text("x")
+    gpu_suite.pack(folder, tmp_path / "part1.tar.gz")
+    with tarfile.open(tmp_path / "part1.tar.gz") as archive:
+        names = archive.getnames()
+    assert "part1/resnet/report/file" in names
+    assert not any("checkpoints" in name for name in names)
