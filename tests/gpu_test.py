@@ -3,10 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 
-from cifar_jax import train
+from cifar_jax import exchange, train
+from cifar_jax.models import MODELS, create_model
 from cifar_jax.models.layers import convolve, max_pool
+from cifar_jax.steps import apply_in_parts, init_state
 from configs import quickstart
 
 pytestmark = pytest.mark.gpu
@@ -15,9 +19,12 @@ pytestmark = pytest.mark.gpu
 def test_the_quickstart_learns_with_an_epoch_a_call(tmp_path):
     """The path of an accelerator: every epoch one scan, nothing fetched within it."""
     assert jax.default_backend() == "gpu"
-    result = train.train_and_evaluate(quickstart.get_config(), tmp_path / "run")
+    config, workdir = quickstart.get_config(), tmp_path / "run"
+    result = train.train_and_evaluate(config, workdir)
     assert result["status"] == "done"
     assert result["test"]["accuracy"] >= 97.0
+    for form in ("safetensors", "stablehlo"):  # read back within 1e-4
+        assert exchange.export_best(config, workdir, form).stat().st_size
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -33,3 +40,39 @@ def test_layers_agree_with_the_cpu(rng, dtype):
         reference = network(jnp.asarray(x), jnp.asarray(kernel))
     ours = jax.jit(network)(jnp.asarray(x, dtype), jnp.asarray(kernel, dtype))
     np.testing.assert_allclose(ours.astype(jnp.float32), reference, atol=5e-2)
+
+
+def gradients(model, variables, images, labels):
+    """(gradient of the mean cross-entropy in training mode as one vector, that loss)."""
+
+    def loss(params):
+        variables_now = {**variables, "params": params}
+        logits, _ = apply_in_parts(model, variables_now, images, jax.random.key(2))
+        own = jnp.take_along_axis(jax.nn.log_softmax(logits.astype(jnp.float32)), labels, 1)
+        return -own.mean()
+
+    value, found = jax.jit(jax.value_and_grad(loss))(variables["params"])
+    return np.asarray(ravel_pytree(found)[0]), float(value)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_agree_with_the_cpu(name, rng):
+    """In float32 in full, and in bfloat16 as far as it goes, both against the CPU's float32."""
+    images = rng.normal(size=(32, 32, 32, 3)).astype(np.float32)
+    labels = rng.integers(0, 10, (32, 1))
+    model = create_model(name, num_classes=10)
+    state = init_state(jax.random.key(1), model, optax.identity(), images=whitened(model, images))
+    variables = jax.device_get(state.variables)
+    with jax.default_matmul_precision("highest"):
+        with jax.default_device(jax.devices("cpu")[0]):
+            expected, loss = gradients(model, variables, images, labels)
+        for dtype, bound in (("float32", 1e-3), ("bfloat16", 0.5)):
+            ours, value = gradients(model.clone(dtype=dtype), variables, images, labels)
+            apart = np.linalg.norm(ours - expected) / np.linalg.norm(expected)
+            assert value == pytest.approx(loss, rel=bound / 10)
+            assert apart <= bound, dtype
+
+
+def whitened(model, images):
+    """The images where `model` measures them, else None."""
+    return images if hasattr(model, "initialize_from_data") else None
