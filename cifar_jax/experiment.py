@@ -46,9 +46,8 @@ from cifar_jax.steps import (
 # Images in a training call on CPU. Its memory is allocated once a call, so that one step a call
 # takes up to 1.3 times as long; but a signal waits for the call to end.
 CALL_IMAGES = 512
-LEAST = {"epochs": 1, "batch_size": 1, "ghost_batches": 1, "eval.batch_size": 1}
-LEAST |= dict.fromkeys(("stop_after", "steps_per_call", "lookahead.every"), 0)
-LEAST |= {"seed": 0, "data.split_seed": 0}
+ONE = ("epochs", "batch_size", "ghost_batches", "save_every", "eval.batch_size")
+NOT_NEGATIVE = ("stop_after", "steps_per_call", "seed", "data.split_seed", "lookahead.every")
 LARGEST_SEED = 2**31 - 1  # of more JAX keeps only some bits
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -415,12 +414,15 @@ def _commit():
 
 
 def _check(config):
-    for field, least in LEAST.items():
+    for field in (*ONE, *NOT_NEGATIVE):
         value = functools.reduce(getattr, field.split("."), config)
-        if value is not None and value < least:
-            least = f"be at least {least}" if least else "not be negative"
-            raise InputError(f"config.{field} must {least}, not {value}")
-        if "seed" in field and value is not None and value > LARGEST_SEED:
+        if value is None:
+            continue
+        if field in ONE and value < 1:
+            raise InputError(f"config.{field} must be at least 1, not {value}")
+        if value < 0:
+            raise InputError(f"config.{field} must not be negative, not {value}")
+        if "seed" in field and value > LARGEST_SEED:
             raise InputError(f"config.{field} must be at most {LARGEST_SEED}, not {value}")
     if config.loss.reduction not in ("mean", "sum"):
         raise InputError(f"unknown loss.reduction {config.loss.reduction!r}; choose mean or sum")

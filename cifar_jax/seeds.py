@@ -399,7 +399,7 @@ class Replicas(Run):
             f"{speed:,.0f} images/s  {records[0]['seconds']:.1f} s",
             flush=True,
         )
-        self.save()
+        self.save_when_due(step)
 
     def finish(self, status):
         """Measure the best of each replica on the test set and write seeds.json last."""

@@ -163,6 +163,7 @@ class Run:
         self.finish_seconds = 0.0  # of the last evaluations
         self.programs = {}
         self.rollbacks = ()  # the steps gone back to, one for each time
+        self.unsaved = None  # what `save` takes after an epoch that left no checkpoint
         self.log = None  # a TensorBoard where config.log asks for it
         self.diverged_at = None
         self.finite = jax.jit(all_finite)
@@ -242,7 +243,7 @@ class Run:
             return False
         before = self.rollbacks
         self.state, self.metrics, self.records = self.exp.init_state(), self.no_metrics, []
-        self.train_seconds = 0.0
+        self.train_seconds, self.unsaved = 0.0, None
         self.checkpoints.wait()
         self.restore()
         step = self.step
@@ -286,6 +287,8 @@ class Run:
         step = self.step
         while step < end:
             if interruption.requested:
+                if self.unsaved:
+                    self.save(*self.unsaved)
                 return "interrupted"
             if step in exp.schedules.restarts and config.schedule.get("from_best"):
                 self.return_to_best()
@@ -416,7 +419,7 @@ class Run:
             f"{record['images_per_second']:,.0f} images/s  {record['seconds']:.1f} s",
             flush=True,
         )
-        self.save(measured["loss"])
+        self.save_when_due(step, measured["loss"])
         if self.log:
             self.log.add_record(record)
 
@@ -444,8 +447,17 @@ class Run:
         """The step at which the epoch that reached `step` began."""
         return (step - 1) // self.exp.steps_per_epoch * self.exp.steps_per_epoch
 
+    def save_when_due(self, step, eval_loss=None):
+        """`save` after every config.save_every epochs and where this run ends."""
+        due = self.exp.epochs_at(step) % self.exp.config.save_every == 0
+        if due or step == self.exp.end_step:
+            self.save(eval_loss)
+        else:
+            self.unsaved = (eval_loss,)
+
     def save(self, eval_loss=None):
         """Save a checkpoint of the state and all that a resumed run needs beside it."""
+        self.unsaved = None
         meta = {
             "train_seconds": self.train_seconds,
             "compile_seconds": self.compile_seconds,

@@ -1,4 +1,4 @@
-"""Every field of a run, with its unit and default; a system's config states what differs.
+"""The fields of all runs, with unit and default; a system's config states what differs.
 
 A field is overridden on the command line: --config.epochs=10 --config.augment.random_crop.padding=2
 """
@@ -21,6 +21,8 @@ def get_config():
     c.stop_after = 0.0
     # training steps in one compiled call; 0: up to 512 images on CPU, a whole epoch on a GPU
     c.steps_per_call = 0
+    # epochs from one checkpoint to the next; the last epoch leaves one too. The best is one of them
+    c.save_every = 1
     c.report = True  # draw report/ at the end
     # once the loss or the state is not finite: stop (exit code 3) | rollback: to the newest
     # checkpoint, and on from there at half the learning rate; at most three times

@@ -122,8 +122,8 @@ def add(workdir):
 
 
 def recipe_of(model, config):
-    """Of which variant of configs/MODEL.py `config` is, whatever its seed, its dtype and fields
-    that it lacks, for it is older; None if of none."""
+    """Of which variant of configs/MODEL.py `config` is, whatever its seed, its dtype, how
+    often it saved and the fields that it lacks, for it is older; None if of none."""
     module = importlib.import_module(f"configs.{model}")
     for variant in RECIPES:
         try:
@@ -131,7 +131,7 @@ def recipe_of(model, config):
         except ValueError:
             continue
         known = json.loads(known.to_json_best_effort())
-        free = (*files.FREE_FIELDS, "seed", "model.dtype")
+        free = (*files.FREE_FIELDS, "seed", "model.dtype", "save_every")
         differing = files.differences(config, known, free)
         if all(before is None for before, _ in differing.values()):
             return variant

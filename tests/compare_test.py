@@ -1,14 +1,16 @@
 """The comparison's arithmetic; the whole mode runs in main_test.py."""
 
+import jax
 import numpy as np
 import pytest
 from scipy import stats
 
-from cifar_jax.compare import Pairs, accuracies, agreement, speeds, summarize
+from cifar_jax import InputError
+from cifar_jax.compare import Pairs, accuracies, agreement, compare, speeds, summarize
 from cifar_jax.exchange import load_torch_twin
 from cifar_jax.experiment import make_experiment
 from cifar_jax.timing import Sides
-from configs import speedrun
+from configs import quickstart, speedrun
 
 
 def pairs(ours, theirs):
@@ -58,6 +60,28 @@ def test_the_tables_have_a_row_a_form_and_survives_gaps():
     assert "| vgg | 10 of 32 | 1 | 3 | 60.00 | 61.00 | -1.00 " in accuracies([comparison])
     row = "| vgg, 32 | float32 | 300 | 200 | - | 1.50 | 9.0, 1.0, - | 2, 1, - |"
     assert row in speeds(comparison)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("compare.seeds", 0, "compare.seeds must be at least 1"),
+        ("compare.test_images", -5, "compare.test_images must be at least 0"),
+        ("compare.dtypes", ("float16",), "must be of float32, bfloat16"),
+        ("compare.dtypes", (), "must be of float32, bfloat16"),
+        ("optim.name", "muon", "optimizer 'muon' has no counterpart"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_it_begins(
+    field, value, told, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    config = quickstart.get_config()
+    config.model.widths = (4, 8, 8, 8)
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(InputError, match=told):
+        compare(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def speedrun_sides():

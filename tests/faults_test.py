@@ -28,8 +28,8 @@ def places():
     from cifar_jax import progress, report, train
 
     return {
-        "compile": (train.Run, "compile"),
-        "step": (progress.tqdm, "update"),  # once a step
+        "compile": (train.Run, "compile_call"),
+        "step": (progress.tqdm, "update"),  # once a call: of 8, 8, 7 and 1 steps in an epoch
         "evaluate": (train.Run, "end_epoch"),
         "log": (train.files, "append_metrics"),
         "save": (train.Checkpoints, "save"),
@@ -87,11 +87,11 @@ MOMENTS = {  # (cases, place, call, before, after, exit code, step reached); 24 
     "killed between log and save": ((38,), "log", 2, (), (SIGKILL,), KILLED, None),
     "killed in the report": ((40,), "report", 1, (SIGKILL,), (), KILLED, None),
     "killed before the result": ((40,), "result", 2, (SIGKILL,), (), KILLED, None),
-    "SIGTERM within an epoch": ((3, 20), "step", 31, (SIGTERM,), (), 75, 31),
-    "signals while compiling": ((6, 20), "compile", 1, (SIGINT,) * 3, (), 75, 0),
+    "SIGTERM within an epoch": ((3, 20), "step", 5, (SIGTERM,), (), 75, 32),
+    "signals while compiling": ((6, 20), "compile", 1, (SIGINT,) * 3, (), 75, 8),
     "SIGTERM in an evaluation": ((6,), "evaluate", 1, (SIGTERM,), (), 75, 24),
     "signals while saving": ((4,), "save", 1, (SIGTERM,), (SIGINT, SIGTERM), 75, 24),
-    "SIGTERM in the last step": ((20,), "step", 72, (SIGTERM,), (), 0, 72),
+    "SIGTERM in the last step": ((20,), "step", 12, (SIGTERM,), (), 0, 72),
     "signals in the report": ((40,), "report", 1, (SIGTERM, SIGINT), (), 0, 72),
 }
 LONG = ("killed before the first save", "SIGTERM in the last step", "signals in the report")
@@ -120,6 +120,21 @@ def test_struck_and_started_again(moment, reference, program, tmp_path):
         left = result(tmp_path / "run")
         assert left["status"] == ("interrupted" if code else "done") and left["steps"] == step
     finish(program(*run))
+    assert_same_run(tmp_path / "run", reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum, step", [(SIGTERM, 24), (SIGKILL, 0)])
+def test_checkpoints_lie_as_far_apart_as_asked(signum, step, reference, program, tmp_path):
+    """None after the first epoch, unless the run is interrupted there."""
+    run = (*QUICK, f"--workdir={tmp_path}/run", "--config.save_every=2")
+    fault = functools.partial(strike, "log", 1, after=send(signum))
+    finish(program(*run, fault=fault), code=75 if step else KILLED)
+    found = {path.name for path in (tmp_path / "run" / "checkpoints").glob("[0-9]*")}
+    assert found == ({str(step)} if step else set())
+    out, _ = finish(program(*run))
+    assert ("resuming" in out) == bool(step)
+    assert {p.name for p in (tmp_path / "run" / "checkpoints").glob("[0-9]*")} <= {"24", "48", "72"}
     assert_same_run(tmp_path / "run", reference)
 
 
@@ -224,9 +239,9 @@ def test_rollback_goes_on_from_the_checkpoint_at_half_the_rate(reference, progra
     assert result(whole)["status"] == "done" and result(whole)["rollbacks"] == [24]
     rates = [[r["lr"] for r in metrics(run)] for run in (whole, reference)]
     assert [ours / full for ours, full in zip(*rates)] == pytest.approx([1, 0.5, 0.5])
-    fault = functools.partial(plant_and_interrupt, 24 + 24 + 30)
+    fault = functools.partial(plant_and_interrupt, 4 + 4 + 5)
     finish(program(*rollback, f"--workdir={parts}", fault=fault), code=75)
-    assert result(parts)["steps"] == 24 + 30
+    assert result(parts)["steps"] == 48 + 8
     finish(program(*rollback, f"--workdir={parts}"))
     assert_same_run(whole, parts)
 
@@ -302,7 +317,7 @@ def test_a_gpu_that_jax_cannot_use_is_not_passed_over(monkeypatch, tmp_path):
 
 @pytest.mark.case(35)
 def test_no_memory_is_one_sentence(program, tmp_path):
-    fault = functools.partial(strike, "step", 30, before=ask_for_40_terabytes)
+    fault = functools.partial(strike, "step", 6, before=ask_for_40_terabytes)
     _, err = finish(program(*QUICK, f"--workdir={tmp_path}/run", fault=fault), code=2)
     assert err.count("\n") == 1 and "has not enough memory" in err and "batch_size" in err
     assert (tmp_path / "run" / "checkpoints" / "24").is_dir()

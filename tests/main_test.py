@@ -287,6 +287,10 @@ BAD = {
         ("--config=configs/speedrun.py:95", "--workdir=W"),
         "no variant '95'; it has: 96",
     ),
+    "a seed of 32 bits": (
+        (*QUICK, "--config.seed=2147483648", "--workdir=W"),
+        "seed must be at most 2147483647",
+    ),
     "negative seed": ((*QUICK, "--config.seed=-1", "--workdir=W"), "seed must not be negative"),
     "a schedule without its fields": (
         (*QUICK, "--config.schedule.name=phases", "--workdir=W"),

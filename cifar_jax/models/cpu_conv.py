@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cifar_jax.models import winograd
-from cifar_jax.models.winograd import over_pieces, pad, pieces, split, zeros
+from cifar_jax.models.pieces import over_pieces, pad, pieces, split, zeros
 
 BUFFER_BYTES = (
     5 << 20

@@ -16,50 +16,13 @@ import numpy as np
 from jax import lax
 from numpy.polynomial import polynomial
 
+from cifar_jax.models.pieces import over_pieces, pad, pieces, split, zeros
+
 # Of one piece's transformed tiles. Large enough that XLA splits the transforms over the cores,
 # small enough for the last-level cache (measured at 1 to 96 MiB).
 TILE_BYTES = 16 << 20
 KERNEL_GRADIENT_BYTES = 8 << 20
 FEWEST_PIXELS = 4  # a side up to which m = 2 is faster in the kernel's gradient too
-
-
-def pieces(count, cost, limit):
-    """How many of `count` go in a piece: their largest divisor that costs no more than `limit` at
-    `cost` each, or 1."""
-    fit = max(1, limit // cost)
-    return max(n for n in range(1, count + 1) if count % n == 0 and n <= fit)
-
-
-def over_pieces(piece, n, x, shape):
-    """piece(part) [n, *shape] for every n images of `x`, joined again."""
-    if n == len(x):
-        # what comes before would be computed again in each kernel of the transforms
-        return lax.optimization_barrier(piece(lax.optimization_barrier(x)))
-    parts = split(x, n)
-
-    def body(i, out):
-        part = piece(lax.dynamic_index_in_dim(parts, i, keepdims=False))
-        return lax.dynamic_update_index_in_dim(out, part, i, 0)
-
-    out = zeros((len(parts), n, *shape), x.dtype, parts)
-    return lax.fori_loop(0, len(out), body, out).reshape(-1, *shape)
-
-
-def zeros(shape, dtype, x):
-    """Zeros made after `x`: else XLA makes them once for all steps of a loop around, and copies
-    them in each."""
-    zero, _ = lax.optimization_barrier((jnp.zeros((), dtype), x))
-    return jnp.broadcast_to(zero, shape)
-
-
-def pad(x, margin):
-    """x with zeros around, margin's (before, after) along each axis."""
-    return lax.pad(x, x.dtype.type(0), [(*ends, 0) for ends in margin])
-
-
-def split(x, n):
-    """[B, ...] as [B / n, n, ...]."""
-    return x.reshape(-1, n, *x.shape[1:])
 
 
 # By m, where the polynomials behind the transforms are evaluated: 0, then pairs of both signs; the
