@@ -1,7 +1,7 @@
 """The faults that a run must survive, or whose end it must tell: docs/reliability.md.
 
-A test is marked with the cases that it shows: @pytest.mark.case(7). `scripts/test.sh --cases
-results/faults.json` writes the tests' outcomes by case, of which scripts/results_table.py makes
+A test is marked with the cases that it shows: @pytest.mark.case(7). `scripts/test.sh
+--cases=results/faults.json` writes the tests' outcomes by case, of which scripts/results_table.py makes
 that page's table.
 """
 
