@@ -1,8 +1,8 @@
 """The faults that a run must survive, or whose end it must tell: docs/reliability.md.
 
 A test is marked with the cases that it shows: @pytest.mark.case(7). `scripts/test.sh
---cases=results/faults.json` writes the tests' outcomes by case, of which scripts/results_table.py makes
-that page's table.
+--cases=results/faults.json` writes the tests' outcomes by case, of which scripts/results_table.py
+makes that page's table.
 """
 
 CASES = {  # number: (what happens to the run, what the run does)
