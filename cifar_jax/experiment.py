@@ -131,7 +131,10 @@ class Experiment:
         return count
 
     def in_calls(self, steps):
-        """The numbers of steps of the calls that make `steps` steps of a whole batch."""
+        """The numbers of steps of the calls that make `steps` steps of a whole batch, as is fast
+        here."""
+        if jax.default_backend() != "cpu":
+            return [steps]
         whole, rest = divmod(steps, self.steps_per_call)
         return [self.steps_per_call] * whole + [rest] * (rest > 0)
 
@@ -430,6 +433,10 @@ def _check(config):
         raise InputError(f"unknown on_nonfinite {config.on_nonfinite!r}; choose stop or rollback")
     if config.eval.tta not in VIEWS:
         raise InputError(f"unknown eval.tta {config.eval.tta!r}; choose one of {', '.join(VIEWS)}")
+    if config.save_every > 1 and config.schedule.get("from_best"):
+        raise InputError(
+            "config.save_every must be 1 for schedule.from_best, which goes back to any epoch"
+        )
     phases = config.schedule.get("epochs")
     if phases and sum(phases) != config.epochs:
         raise InputError(

@@ -365,8 +365,11 @@ class Replicas(Run):
         return [record for record in self.records if record["replica"] == i]
 
     def best_record(self, i):
-        """The record of replica i with the lowest evaluation loss; None without a finite one."""
-        found = [r for r in self.records_of(i) if _is_finite(r["eval_loss"])]
+        """The record of replica i with the lowest evaluation loss, of those that are due; None
+        without a finite one."""
+        found = [
+            r for r in self.records_of(i) if self.due(r["step"]) and _is_finite(r["eval_loss"])
+        ]
         return min(found, key=lambda record: record["eval_loss"], default=None)
 
     def end_epoch(self, step):
@@ -384,7 +387,9 @@ class Replicas(Run):
             record = self.record(step, rate, *summaries, seconds)
             record = {"replica": i, "seed": replica.seed, **record}
             best, loss = self.best_record(i), record["eval_loss"]
-            better[i] = _is_finite(loss) and (best is None or loss < best["eval_loss"])
+            better[i] = (
+                self.due(step) and _is_finite(loss) and (best is None or loss < best["eval_loss"])
+            )
             records.append(record)
         self.records += records
         chunks = zip(self.put(better), self.state, self.best, strict=True)

@@ -150,7 +150,7 @@ def with_given_batch(sides, exp, state):
     images, labels, _ = sides.batches(state.key, 0, exp.train, size)
     as_is = {"augment": lambda key, images: images, "alternating_flip": False}
     step = exp.make_step(exp.tx, num_examples=size, **as_is)
-    same = make_order(batch_size=size, num_examples=size)
+    same = make_order(batch_size=size, num_examples=size, whole=exp.batching["whole"])
     return dataclasses.replace(exp, step=step, order=same, train=Dataset(images, labels))
 
 

@@ -443,6 +443,8 @@ class Recipe:
         compiled=False,
         fused=False,
     ):
+        if optim["name"] not in ("sgd", "adam", "adamw"):
+            raise InputError(f"optimizer {optim['name']!r} has no counterpart here in PyTorch")
         self.twin, self.optim, self.schedule, self.loss = twin, dict(optim), dict(schedule), loss
         self.total_steps, self.steps_per_epoch, self.fused = total_steps, steps_per_epoch, fused
         self.autocast = DTYPES[autocast] if autocast else None
@@ -459,8 +461,6 @@ class Recipe:
     def begin(self, lr, weight_decay):
         """A fresh optimizer and its scheduler."""
         o, schedule = self.optim, self.schedule
-        if o["name"] not in ("sgd", "adam", "adamw"):
-            raise InputError(f"optimizer {o['name']!r} has no counterpart here in PyTorch")
         shared = {"lr": lr, "weight_decay": weight_decay, "fused": self.fused}
         parameters = self.twin.parameters()
         factor = o.get("norm_bias_factor", 1.0)

@@ -163,7 +163,7 @@ class Run:
         self.finish_seconds = 0.0  # of the last evaluations
         self.programs = {}
         self.rollbacks = ()  # the steps gone back to, one for each time
-        self.unsaved = None  # what `save` takes after an epoch that left no checkpoint
+        self.unsaved = False  # whether the last epoch left no checkpoint
         self.log = None  # a TensorBoard where config.log asks for it
         self.diverged_at = None
         self.finite = jax.jit(all_finite)
@@ -243,7 +243,7 @@ class Run:
             return False
         before = self.rollbacks
         self.state, self.metrics, self.records = self.exp.init_state(), self.no_metrics, []
-        self.train_seconds, self.unsaved = 0.0, None
+        self.train_seconds, self.unsaved = 0.0, False
         self.checkpoints.wait()
         self.restore()
         step = self.step
@@ -288,7 +288,7 @@ class Run:
         while step < end:
             if interruption.requested:
                 if self.unsaved:
-                    self.save(*self.unsaved)
+                    self.save()
                 return "interrupted"
             if step in exp.schedules.restarts and config.schedule.get("from_best"):
                 self.return_to_best()
@@ -447,17 +447,26 @@ class Run:
         """The step at which the epoch that reached `step` began."""
         return (step - 1) // self.exp.steps_per_epoch * self.exp.steps_per_epoch
 
+    def due(self, step):
+        """Whether an epoch's end leaves a checkpoint that may be the best: every
+        config.save_every epochs and at the end, however often the run stops between."""
+        return (
+            self.exp.epochs_at(step) % self.exp.config.save_every == 0
+            or step == self.exp.total_steps
+        )
+
     def save_when_due(self, step, eval_loss=None):
-        """`save` after every config.save_every epochs and where this run ends."""
-        due = self.exp.epochs_at(step) % self.exp.config.save_every == 0
-        if due or step == self.exp.end_step:
+        """`save` where it is due, and where this run stops."""
+        if self.due(step):
             self.save(eval_loss)
+        elif step == self.exp.end_step:
+            self.save()
         else:
-            self.unsaved = (eval_loss,)
+            self.unsaved = True
 
     def save(self, eval_loss=None):
         """Save a checkpoint of the state and all that a resumed run needs beside it."""
-        self.unsaved = None
+        self.unsaved = False
         meta = {
             "train_seconds": self.train_seconds,
             "compile_seconds": self.compile_seconds,
@@ -502,6 +511,8 @@ class Run:
                 views = measured["test"] if best_step == step else with_tta(exp, self.state)
                 last |= {key: views[key] for key in ("tta", "accuracy_tta") if key in views}
         best = next((figures_of(r) for r in self.records if r["step"] == best_step), last)
+        if best_step is None and status == "diverged":
+            best = None  # what there is has diverged
         if best_step == 0 and measured:  # imported weights, never bettered: no epoch has this
             begin = metrics if exp.validation is None else self.evaluate(state, self.eval_set)[0]
             best = {"epoch": 0, **figures(begin.summary())}

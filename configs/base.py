@@ -21,7 +21,8 @@ def get_config():
     c.stop_after = 0.0
     # training steps in one compiled call; 0: up to 512 images on CPU, a whole epoch on a GPU
     c.steps_per_call = 0
-    # epochs from one checkpoint to the next; the last epoch leaves one too. The best is one of them
+    # epochs from one checkpoint to the next; the last epoch leaves one too. The best is one of
+    # them, and not of those that a run leaves where it stops or is interrupted between
     c.save_every = 1
     c.report = True  # draw report/ at the end
     # once the loss or the state is not finite: stop (exit code 3) | rollback: to the newest

@@ -87,7 +87,7 @@ def jobs(args, folder):
         system, colon, variant = name.partition(":")
         name = f"{system}-{variant}" if variant else system
         where = [f"--config=configs/{system}.py{colon}{variant}", f"--workdir={folder / name}"]
-        where += ["--config.save_every=8", *more]
+        where += ["--config.save_every=8"] * bool(variant) + [*more]
         if args.quick:  # two steps on the embedded digits
             small = ("data.name=digits", "batch_size=16", "eval.batch_size=16", "stop_after=0.02")
             where += [f"--config.{field}" for field in small]
@@ -116,7 +116,9 @@ def jobs(args, folder):
     ]
     second = [
         benchmark("benchmark_start", 90, "--measure=start", "--dtypes=bfloat16", order),
-        recipe(slowest(folder.parent), 40, "--config.profile=True", "--config.stop_after=0.01"),
+        recipe(
+            slowest(folder.parent), 40, low, "--config.profile=True", "--config.stop_after=0.01"
+        ),
         benchmark("benchmark_float32", 150, "--dtypes=float32", "--batch=recipe", order),
         recipe("convnet", 120),
         recipe("mixture", 80),

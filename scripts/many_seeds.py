@@ -3,8 +3,7 @@
 Runs main.py --mode=seeds with so many seeds, then a run of each seed by itself, one after the
 other, each a process of its own as a user starts it, and a few seeds with each of the other
 strategies. Says how many replicas end with the very figures of their run. Writes
-results/seeds/CONFIG-DEVICE.json. On CPU compiled programs are cached before anything is timed; on
-an accelerator a call is longer than the step that warms it: the first timed run compiles it.
+results/seeds/CONFIG-DEVICE.json. What is timed has run before, so that its programs are cached.
 """
 
 import argparse
@@ -80,12 +79,12 @@ def main(argv):
         strategies = {}
         for name in STRATEGIES:
             strategy = f"--config.replicas.strategy={name}"
-            run(folder / "warm", arguments, strategy, *few[:2], "--config.stop_after=1e-9")
+            run(folder / "warm", arguments, strategy, *few)
             shutil.rmtree(folder / "warm")
             spent, result = run(folder / name, arguments, strategy, *few)
             strategies[name] = {"images_per_second": result["images_per_second"], **spent}
             print(f"{name}: {result['images_per_second']:,.0f} images/s", flush=True)
-        run(folder / "warm", arguments, "--config.stop_after=1e-9")
+        run(folder / "warm", arguments, stop)
         seeds = f"--config.seeds={arguments.seeds}"
         together, result = run(folder / "together", arguments, stop, seeds, "--mode=seeds")
         print(f"{arguments.seeds} seeds at once: {together['seconds']:.1f} s", flush=True)

@@ -108,6 +108,8 @@ def add(workdir):
         recipe = recipe_of(result["model"], config)
         if recipe is None:
             sys.exit(f"{workdir} has another config than those of configs/{result['model']}.py")
+        if result["status"] not in ("done", "stopped"):
+            sys.exit(f"{workdir} is {result['status']}: give its command --config.stop_after")
         dtype = config["model"]["dtype"]
         name = "-".join(
             filter(None, (result["model"], recipe, "" if dtype == "float32" else dtype))
@@ -131,7 +133,7 @@ def recipe_of(model, config):
         except ValueError:
             continue
         known = json.loads(known.to_json_best_effort())
-        free = (*files.FREE_FIELDS, "seed", "model.dtype", "save_every")
+        free = (*files.FREE_FIELDS, "seed", "model.dtype", *(["save_every"] if variant else []))
         differing = files.differences(config, known, free)
         if all(before is None for before, _ in differing.values()):
             return variant
@@ -159,7 +161,7 @@ def measured(folder):
 def status():
     """What stands behind the figures: devices, and how far each recipe went."""
     accuracies = devices_of([*contents(RUNS), *speedruns_found()])
-    speeds = devices_of(contents(BENCHMARKS))
+    speeds = devices_of(benchmarks_of("families"))
     text = f"Accuracies are from {' and '.join(accuracies)}, speeds from {' and '.join(speeds)}"
     if not any("NVIDIA" in device for device in accuracies + speeds):
         text += "; nothing has been measured on a GPU yet"
@@ -209,7 +211,7 @@ def results():
         "Accuracy on the 10,000 test images. An original's recipe: at the epoch of lowest loss on "
         "them, as the originals report it, which flatters a little. Ours, `configs/NAME.py:tuned` "
         "or `:short`: after the last epoch. Minutes: training, evaluation and compilation; on CPU "
-        "other work ran beside them. Every run's seed, commit and versions, and every epoch: "
+        "other work ran beside them. Every run's seed, commit and versions: "
         "[docs/results.md](docs/results.md).",
         "",
         "![Test accuracy by epoch over the originals' logged points](results/curves.svg)",
@@ -221,19 +223,26 @@ def epochs():
     """The table of the originals' recipes along the originals' logged curves."""
     runs = runs_by_recipe()
     lines = [
-        "| config | epoch | original's log | ours | seeds | train, ours |",
-        "|---|--:|--:|--:|--:|--:|",
+        "| config | epoch | original's log | ours | seeds | train, ours | on |",
+        "|---|--:|--:|--:|--:|--:|---|",
     ]
     for name, original in ORIGINALS.items():
-        found = runs[name, ""]
-        for epoch in range(1, 1 + max((len(run["records"]) for run in found), default=0)):
-            records = [run["records"][epoch - 1] for run in found if len(run["records"]) >= epoch]
-            theirs = original["curve"].get(epoch)
-            logged = "not stated" if theirs is None else f"{theirs:.2f}"
-            evals, trains = (
-                spread([r[key] for r in records]) for key in ("eval_accuracy", "train_accuracy")
-            )
-            lines.append(f"| {name} | {epoch} | {logged} | {evals} | {len(records)} | {trains} |")
+        for where in dict.fromkeys(map(place, runs[name, ""])):
+            found = [run["records"] for run in runs[name, ""] if place(run) == where]
+            last = max(map(len, found))
+            for epoch in sorted({1, 2, 3, last, *original["curve"]}):
+                records = [records[epoch - 1] for records in found if len(records) >= epoch]
+                if not records:
+                    continue
+                theirs = original["curve"].get(epoch)
+                logged = "not stated" if theirs is None else f"{theirs:.2f}"
+                evals, trains = (
+                    spread([r[key] for r in records]) for key in ("eval_accuracy", "train_accuracy")
+                )
+                lines.append(
+                    f"| {name} | {epoch} | {logged} | {evals} | {len(records)} | {trains} "
+                    f"| {where} |"
+                )
     return "\n".join(lines)
 
 
@@ -250,7 +259,7 @@ def sources():
             )
             lines.append(
                 f"| {name}{recipe and ':'}{recipe} | {run['seed']} "
-                f"| {run['epochs']:g} of {run['epochs_planned']:g} | {run['device']} | {versions} "
+                f"| {run['epochs']:g} of {run['epochs_planned']:g} | {place(run)} | {versions} "
                 f"| {short_commit(run['commit'])} |"
             )
     digests = {run["dataset"]["sha256"]["train"] for run in contents(RUNS)}
@@ -446,9 +455,13 @@ def growth():
 
 
 def benchmark_tables(field, table):
-    """table(result) of every benchmark that holds `field` and is no small run."""
-    found = [r for r in contents(BENCHMARKS) if field in r and not r["settings"]["quick"]]
-    return "\n".join(table(r) for r in found).rstrip() or NOT_YET
+    """table(result) of each of benchmarks_of(field)."""
+    return "\n".join(table(r) for r in benchmarks_of(field)).rstrip() or NOT_YET
+
+
+def benchmarks_of(field):
+    """The benchmarks that hold `field` and are no small runs."""
+    return [r for r in contents(BENCHMARKS) if field in r and not r["settings"]["quick"]]
 
 
 def seeds():
@@ -519,8 +532,8 @@ def faults():
         if memory:
             rows += [
                 "",
-                f"A run of {memory['epochs']:,} epochs with a save each does not grow: its "
-                f"resident memory was {memory['settled']:.0f} MiB in the second fifth of them and "
+                f"Resident memory of a run of {memory['epochs']:,} epochs with a save each: "
+                f"{memory['settled']:.0f} MiB in the second fifth of them, "
                 f"{memory['end']:.0f} MiB in the last (medians; commit "
                 f"{short_commit(memory['commit'])}).",
             ]

@@ -11,7 +11,10 @@ CASES = {  # number: (what happens to the run, what the run does)
     3: ("SIGTERM", "ends the call of steps, saves, exits with 75; the same command goes on"),
     4: ("more signals during that save", "saves all the same"),
     5: ("SIGTERM to one of several hosts", "all save the same step and exit with 75"),
-    6: ("a signal while it compiles or evaluates", "ends that first, then saves"),
+    6: (
+        "a signal while it compiles or evaluates",
+        "ends that first, and the steps that were compiled, then saves",
+    ),
     7: ("bits flip in a checkpoint", "names it, sets it aside, takes the newest sound one"),
     8: ("a checkpoint's arrays are cut short or gone", "the same"),
     9: ("a checkpoint's JSON is damaged", "the same"),
