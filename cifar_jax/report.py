@@ -108,7 +108,9 @@ def draw_beside_original(systems):
         axes.xaxis.set_major_formatter(_matplotlib().ticker.FormatStrFormatter("%g"))
         axes.xaxis.set_minor_formatter(_matplotlib().ticker.NullFormatter())
     panels[0].set_ylabel("test accuracy (%)")
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(looks))
+    shown = [label for label, _ in looks.values() if label in handles]
+    handles = [handles[label] for label in shown]
+    figure.legend(handles, shown, loc="outside lower center", ncols=len(looks))
     return figure
 
 

@@ -211,8 +211,8 @@ def results():
         "Accuracy on the 10,000 test images. An original's recipe: at the epoch of lowest loss on "
         "them, as the originals report it, which flatters a little. Ours, `configs/NAME.py:tuned` "
         "or `:short`: after the last epoch. Minutes: training, evaluation and compilation; on CPU "
-        "other work ran beside them. Every run's seed, commit and versions: "
-        "[docs/results.md](docs/results.md).",
+        "other work ran beside them, or they were paused for it. Every run's seed, commit and "
+        "versions: [docs/results.md](docs/results.md).",
         "",
         "![Test accuracy by epoch over the originals' logged points](results/curves.svg)",
     ]
