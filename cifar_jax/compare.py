@@ -10,7 +10,7 @@ import numpy as np
 from cifar_jax import InputError, report, timing
 from cifar_jax import workdir as files
 from cifar_jax.exchange import load_torch_twin
-from cifar_jax.experiment import LARGEST_SEED, environment, make_experiment
+from cifar_jax.experiment import check_seeds, environment, make_experiment
 from cifar_jax.significance import interval, paired
 from cifar_jax.steps import make_predict
 from cifar_jax.timing import Sides
@@ -94,8 +94,7 @@ def _check(config):
             raise InputError(
                 f"config.compare.{field} must be at least {least}, not {config.compare[field]}"
             )
-    if config.seed + config.compare.seeds - 1 > LARGEST_SEED:
-        raise InputError(f"config.seed + compare.seeds goes beyond the largest, {LARGEST_SEED}")
+    check_seeds(config.seed, config.compare.seeds)
     dtypes = {*config.compare.dtypes}
     if not dtypes or dtypes - {*DTYPES}:
         raise InputError(

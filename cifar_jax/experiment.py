@@ -416,6 +416,12 @@ def _commit():
     return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 
+def check_seeds(first, count):
+    """InputError unless first, first + 1, ... are `count` seeds that there are."""
+    if first + count - 1 > LARGEST_SEED:
+        raise InputError(f"{count} seeds from {first} on go beyond the largest, {LARGEST_SEED}")
+
+
 def _check(config):
     for field in (*ONE, *NOT_NEGATIVE):
         value = functools.reduce(getattr, field.split("."), config)

@@ -20,7 +20,7 @@ from jax import lax
 from cifar_jax import InputError, sharding
 from cifar_jax import workdir as files
 from cifar_jax.checkpoint import Checkpoints
-from cifar_jax.experiment import LARGEST_SEED, environment, make_experiment
+from cifar_jax.experiment import check_seeds, environment, make_experiment
 from cifar_jax.metrics import Metrics
 from cifar_jax.optim import constant, make_optimizer, make_schedules
 from cifar_jax.significance import interval, paired
@@ -111,8 +111,7 @@ def make_replicas(config):
     be."""
     if config.seeds < 1:
         raise InputError(f"config.seeds must be at least 1, not {config.seeds}")
-    if config.seed + config.seeds - 1 > LARGEST_SEED:
-        raise InputError(f"config.seed + config.seeds goes beyond the largest, {LARGEST_SEED}")
+    check_seeds(config.seed, config.seeds)
     if config.on_nonfinite != "stop" or config.profile or config.log.tensorboard:
         raise InputError(
             "on_nonfinite=rollback, profile and log.tensorboard are for one run, not for many"

@@ -77,10 +77,11 @@ def jobs(args, folder):
     quick = ["--quick"] if args.quick else []
     data = ["--data-dir", args.data_dir] if args.data_dir else []
 
-    def benchmark(name, seconds, *more):
+    def benchmark(name, seconds, *more, measure="speed"):
         out = str(folder / name / f"{name}.json")
         limit = ["--seconds", str(0.75 * seconds)]  # so that the family under way can end
         command = [python, script, "--device", args.device, "--out", out, *limit, *quick, *data]
+        command += [f"--measure={measure}"]
         return Job(name, [*command, *more], seconds)
 
     def recipe(name, seconds, *more):
@@ -115,7 +116,7 @@ def jobs(args, folder):
         runs("speedrun-96", 90, 3, "--config=configs/speedrun.py:96"),
     ]
     second = [
-        benchmark("benchmark_start", 90, "--measure=start", "--dtypes=bfloat16", order),
+        benchmark("benchmark_start", 90, "--dtypes=bfloat16", order, measure="start"),
         recipe(
             slowest(folder.parent), 40, low, "--config.profile=True", "--config.stop_after=0.01"
         ),
@@ -127,9 +128,6 @@ def jobs(args, folder):
         *(recipe(f"{name}:tuned", 60, low) for name in ("mixture", "dilated", "vgg", "convnet")),
         benchmark("benchmark_512", 200, "--batch=512", order),
     ]
-    for job in (*first, *second):
-        if job.name.startswith("benchmark") and job.name != "benchmark_start":
-            job.command += ["--measure=speed"]
     second[1].name = "profile"
     second[1].command += [f"--workdir={folder / 'profile'}", "--config.report=False"]
     chosen = first if args.part == 1 else second

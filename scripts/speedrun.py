@@ -25,7 +25,7 @@ import jax  # noqa: E402
 
 from cifar_jax import InputError, compilation, timing  # noqa: E402
 from cifar_jax import workdir as files  # noqa: E402
-from cifar_jax.experiment import LARGEST_SEED, environment, make_experiment  # noqa: E402
+from cifar_jax.experiment import check_seeds, environment, make_experiment  # noqa: E402
 from cifar_jax.significance import interval  # noqa: E402
 from cifar_jax.steps import VIEWS  # noqa: E402
 
@@ -42,8 +42,6 @@ def parse(argv):
     arguments = parser.parse_args(argv)
     if arguments.runs < 1 or arguments.seed0 < 0:
         parser.error("--runs must be at least 1 and --seed0 not negative")
-    if arguments.seed0 + arguments.runs - 1 > LARGEST_SEED:
-        parser.error(f"--seed0 and --runs go beyond the largest seed, {LARGEST_SEED}")
     if arguments.out is None:
         path, _, variant = arguments.config.partition(":")
         parts = [pathlib.Path(path).stem, variant, "quick" if arguments.quick else ""]
@@ -145,6 +143,7 @@ def show(name, figure):
 
 def speedrun(arguments):
     """Run the seeds that --out lacks; returns what it then holds."""
+    check_seeds(arguments.seed0, arguments.runs)
     config = load_config(arguments)
     recipe = json.loads(json.dumps(config.to_dict()))
     recipe["data"].pop("dir")
