@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import gc
 import json
+import logging
 import math
 import pathlib
 import shutil
@@ -64,8 +65,10 @@ def _checksums(tree):
 def _silent_leftovers():
     """Nothing on stderr from the coroutines that Orbax leaves behind when a restore fails.
 
-    What it leaves dies now or later, up to the interpreter's end, complaining of a closed loop.
+    What it leaves dies now or later, up to the interpreter's end, complaining of a closed loop or
+    of an error that nobody fetched (one of many: the first is the one that is told).
     """
+    logging.getLogger("asyncio").addFilter(_is_no_leftover)
     before = sys.unraisablehook
 
     def later(unraisable):
@@ -78,6 +81,12 @@ def _silent_leftovers():
         gc.collect()
     finally:
         sys.unraisablehook = later
+
+
+def _is_no_leftover(record):
+    return not record.getMessage().startswith(
+        ("Task exception was never retrieved", "Task was destroyed but it is pending")
+    )
 
 
 def _unranked(directory):

@@ -1,5 +1,6 @@
 """Checkpoints under faults: damaged ones are named and passed over, sound ones always found."""
 
+import asyncio
 import gc
 import json
 import math
@@ -166,6 +167,28 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, harm, capsys):
             checkpoints.save(state_at(2), sums(), {"train_seconds": 1.5}, 0.4)
         assert latest(folder) == 2
     assert best(folder) in (1, 2)
+
+
+def test_reads_that_fail_together_are_told_once(tmp_path, monkeypatch, caplog):
+    """Orbax gives up at the first: what the others met is nobody's, and Python logs tracebacks."""
+    folder = saved(tmp_path / "c", {1: 0.5})
+
+    async def read():
+        raise ValueError("a rotten array")
+
+    async def read_two():
+        tasks = [asyncio.create_task(read()) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        await tasks[0]
+
+    def restore(*args, **kwargs):
+        asyncio.run(read_two())
+
+    monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "restore", restore)
+    with pytest.raises(InputError, match="cannot be read: a rotten array"):
+        latest(folder)
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 @pytest.mark.case(14)
