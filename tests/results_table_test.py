@@ -12,6 +12,7 @@ from cases import CASES
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
+import results_store  # noqa: E402
 import results_table  # noqa: E402
 import speedrun  # noqa: E402
 
@@ -39,8 +40,8 @@ def test_readme_accuracies_come_from_results():
 
 
 def test_comparisons_say_where_they_come_from():
-    paths = sorted(results_table.COMPARISONS.glob("*.json"))
-    assert {path.stem for path in paths} >= {*results_table.ORIGINALS}
+    paths = sorted(results_store.COMPARISONS.glob("*.json"))
+    assert {path.stem for path in paths} >= {*results_store.ORIGINALS}
     for path in paths:
         comparison = json.loads(path.read_text())
         assert comparison["status"] == "done"
@@ -49,7 +50,7 @@ def test_comparisons_say_where_they_come_from():
             assert comparison[key], key
 
 
-@pytest.mark.parametrize("path", sorted(results_table.RUNS.glob("*.json")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(results_store.RUNS.glob("*.json")), ids=lambda p: p.stem)
 def test_results_say_where_they_come_from(path):
     result = json.loads(path.read_text())
     for key in ("config", "seed", "commit", "versions", "device", "dataset", "records"):
@@ -115,15 +116,15 @@ def test_speedruns_have_a_row_for_each_choice_of_views(tmp_path, monkeypatch):
     assert sum("H200" in line for line in lines) == 1
 
 
-@pytest.mark.parametrize("model", [*results_table.ORIGINALS])
+@pytest.mark.parametrize("model", [*results_store.ORIGINALS])
 def test_a_run_belongs_to_the_recipe_whose_config_it_has(model):
     module = importlib.import_module(f"configs.{model}")
     for variant in ("", "tuned"):
         config = json.loads(module.get_config(variant).to_json_best_effort())
         config["seed"], config["stop_after"] = 77, 2.0
-        assert results_table.recipe_of(model, config) == variant
+        assert results_store.recipe_of(model, config) == variant
         config["optim"]["weight_decay"] = 0.123
-        assert results_table.recipe_of(model, config) is None
+        assert results_store.recipe_of(model, config) is None
 
 
 def test_devices_keep_to_themselves_and_partial_runs_say_so():
