@@ -197,7 +197,8 @@ def _torch_form(sides, dtype, task, steps, compiled):
 
 def time_forms(makers, rounds):
     """{form name: timing} of {form name: function that makes the Form}: all are made and warmed up,
-    then measured in turn in each of `rounds` rounds.
+    then measured in turn in each of `rounds` rounds, in every other one in reverse, for the machine
+    may be getting slower or faster.
 
     images_per_second (median of the rounds), `spread` (smallest, largest) and their number n;
     first_steps: seconds from data at hand and nothing compiled to the first run() done, imports
@@ -218,8 +219,8 @@ def time_forms(makers, rounds):
         form.run()
         forms[name], rates[name] = form, []
         print(f"{name}: ready after {first:.1f} s", flush=True)
-    for _ in range(rounds):
-        for name, form in forms.items():
+    for i in range(rounds):
+        for name, form in [*forms.items()][:: -1 if i % 2 else 1]:
             time.sleep(REST)
             rates[name].append(form.images / seconds(form.run))
     for name, values in rates.items():

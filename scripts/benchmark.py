@@ -5,8 +5,8 @@ bfloat16), at the recipe's batch size and at 512: images/s of training and of ev
 as a share (`mfu`) of the peak that a large matrix product reached in this run; and, each in a fresh
 process, the time to the first step with an empty and with a filled compilation cache, and the peak
 memory. JAX augments within the step; PyTorch is handed finished batches, and so, in a form of its
-own, is JAX. FLOPs are exact counts of
-convolutions and matrix products (cifar_jax/flops.py), three forward passes' worth for training.
+own, is JAX. FLOPs are exact counts of convolutions and matrix products (cifar_jax/flops.py), three
+forward passes' worth for training.
 
 Writes --out (default results/benchmarks/DEVICE.json) as it goes, and at the end a table
 (.md) and a chart (.png) beside it. --quick is a small run that shows that all works; --growth
