@@ -10,7 +10,8 @@ import numpy as np
 from cifar_jax import InputError, report, timing
 from cifar_jax import workdir as files
 from cifar_jax.exchange import load_torch_twin
-from cifar_jax.experiment import check_seeds, environment, make_experiment
+from cifar_jax.experiment import check_seeds, make_experiment
+from cifar_jax.provenance import environment
 from cifar_jax.significance import interval, paired
 from cifar_jax.steps import make_predict
 from cifar_jax.timing import Sides

@@ -14,12 +14,12 @@ from cifar_jax.augment import normalize
 from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.experiment import (
     describe_data,
-    environment,
     make_augments,
     make_experiment,
     restore_best,
 )
 from cifar_jax.models.layers import plain_convolutions
+from cifar_jax.provenance import environment
 from cifar_jax.steps import make_predict
 
 SUFFIXES = {"torch": ".pt", "safetensors": ".safetensors", "stablehlo": ".stablehlo"}

@@ -6,12 +6,8 @@ Every mode starts here; below this file nothing knows the ConfigDict.
 import contextlib
 import dataclasses
 import functools
-import importlib.metadata
 import math
-import os
 import pathlib
-import platform
-import subprocess
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -49,7 +45,6 @@ CALL_IMAGES = 512
 ONE = ("epochs", "batch_size", "ghost_batches", "save_every", "eval.batch_size")
 NOT_NEGATIVE = ("stop_after", "steps_per_call", "seed", "data.split_seed", "lookahead.every")
 LARGEST_SEED = 2**31 - 1  # of more JAX keeps only some bits
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -380,40 +375,6 @@ def first_filters(state, channels=3):
         if leaf.ndim == 4 and leaf.shape[2] == channels:
             return np.asarray(leaf, np.float32)
     return None
-
-
-def environment():
-    """What a result depends on besides the config: device, versions, git commit."""
-    device = sharding.first_device()
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    name = (
-        device.device_kind
-        if device.platform != "cpu"
-        else f"cpu ({platform.processor() or platform.machine()})"
-    )
-    return {
-        "device": f"{jax.device_count()} x {name}",
-        "versions": {"python": platform.python_version(), **versions},
-        "commit": _commit(),
-    }
-
-
-def _commit():
-    """The checkout's commit, with '-dirty' where files differ from it; outside git what
-    CIFAR_JAX_COMMIT says, or None."""
-    here = pathlib.Path(__file__)
-
-    def git(*arguments):
-        command = ["git", "-C", str(here.parent), *arguments]
-        try:
-            found = subprocess.run(command, capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return found.stdout.strip() or None
-
-    if not git("ls-files", here.name):  # installed, maybe within the checkout of something else
-        return os.environ.get("CIFAR_JAX_COMMIT") or None
-    return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 
 def check_seeds(first, count):

@@ -15,7 +15,8 @@ import sqlalchemy
 
 from cifar_jax import InputError, report
 from cifar_jax import workdir as files
-from cifar_jax.experiment import environment, make_experiment
+from cifar_jax.experiment import make_experiment
+from cifar_jax.provenance import environment
 from cifar_jax.seeds import VARIED, make_replicas, train_replicas
 from cifar_jax.train import Interruption
 

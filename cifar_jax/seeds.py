@@ -20,9 +20,10 @@ from jax import lax
 from cifar_jax import InputError, sharding
 from cifar_jax import workdir as files
 from cifar_jax.checkpoint import Checkpoints
-from cifar_jax.experiment import check_seeds, environment, make_experiment
+from cifar_jax.experiment import check_seeds, make_experiment
 from cifar_jax.metrics import Metrics
 from cifar_jax.optim import constant, make_optimizer, make_schedules
+from cifar_jax.provenance import environment
 from cifar_jax.significance import interval, paired
 from cifar_jax.steps import repeat
 from cifar_jax.train import Interruption, Run, all_finite, figures, figures_of, per_class

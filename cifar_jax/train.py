@@ -16,12 +16,12 @@ from cifar_jax import workdir as files
 from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.experiment import (
     describe_data,
-    environment,
     first_filters,
     make_experiment,
     sample_images,
 )
 from cifar_jax.progress import progress
+from cifar_jax.provenance import environment
 from cifar_jax.tensorboard import TensorBoard
 
 PROFILED = 3  # steps in a trace

@@ -34,9 +34,10 @@ import numpy as np  # noqa: E402
 from cifar_jax import InputError, compilation, report, timing  # noqa: E402
 from cifar_jax import workdir as files  # noqa: E402
 from cifar_jax.exchange import load_torch_twin  # noqa: E402
-from cifar_jax.experiment import environment, load_data, make_experiment  # noqa: E402
+from cifar_jax.experiment import load_data, make_experiment  # noqa: E402
 from cifar_jax.flops import TRAINING, forward_macs  # noqa: E402
 from cifar_jax.models import MODELS  # noqa: E402
+from cifar_jax.provenance import environment  # noqa: E402
 from cifar_jax.workdir import short_commit  # noqa: E402
 
 CONFIGS = {name: name for name in ("vgg", "convnet", "resnet", "mixture", "dilated")}

@@ -30,7 +30,8 @@ from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 
 from cifar_jax import compilation, flops, sharding, timing  # noqa: E402
 from cifar_jax import workdir as files  # noqa: E402
-from cifar_jax.experiment import environment, make_experiment  # noqa: E402
+from cifar_jax.experiment import make_experiment  # noqa: E402
+from cifar_jax.provenance import environment  # noqa: E402
 from cifar_jax.steps import make_batches  # noqa: E402
 
 KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast"

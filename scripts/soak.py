@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import running  # noqa: E402
 
 from cifar_jax import workdir as files  # noqa: E402
-from cifar_jax.experiment import environment  # noqa: E402
+from cifar_jax.provenance import environment  # noqa: E402
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 GROWTH = 0.05  # MiB an epoch, at most: what an allocator does not give back

@@ -25,7 +25,8 @@ import jax  # noqa: E402
 
 from cifar_jax import InputError, compilation, timing  # noqa: E402
 from cifar_jax import workdir as files  # noqa: E402
-from cifar_jax.experiment import check_seeds, environment, make_experiment  # noqa: E402
+from cifar_jax.experiment import check_seeds, make_experiment  # noqa: E402
+from cifar_jax.provenance import environment  # noqa: E402
 from cifar_jax.significance import interval  # noqa: E402
 from cifar_jax.steps import VIEWS  # noqa: E402
 

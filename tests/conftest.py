@@ -59,7 +59,7 @@ def pytest_sessionfinish(session):
     path = session.config.getoption("--cases")
     if path and "PYTEST_XDIST_WORKER" not in os.environ:
         from cifar_jax import workdir
-        from cifar_jax.experiment import environment
+        from cifar_jax.provenance import environment
 
         cases = {str(n): dict(sorted(tests.items())) for n, tests in sorted(OUTCOMES.items())}
         workdir.write_json(path, {**environment(), "cases": cases})

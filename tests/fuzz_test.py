@@ -44,8 +44,8 @@ import main
 from cifar_jax import InputError, data, images, official, tfds_reader, weights, workdir
 from cifar_jax.checkpoint import Checkpoints, _checksum_of_json
 from cifar_jax.exchange import read_weights
-from cifar_jax.experiment import environment
 from cifar_jax.models import create_model
+from cifar_jax.provenance import environment
 from configs.quickstart import get_config
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "50"))

@@ -23,6 +23,7 @@ LAYERS = [
         "metrics",
         "models",
         "optim",
+        "provenance",
         "significance",
         "workdir",
         "tensorboard",
