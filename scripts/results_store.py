@@ -71,6 +71,8 @@ ORIGINALS = {
 def add(workdir):
     """Copy what `workdir` holds into results/; yields the files written."""
     workdir = pathlib.Path(workdir)
+    if not any((workdir / name).exists() for name in ("result.json", "comparison.json")):
+        sys.exit(f"{workdir} holds no result.json of a run that ended and no comparison.json")
     if (workdir / "result.json").exists():
         result = json.loads((workdir / "result.json").read_text())
         start = json.loads((workdir / "config.json").read_text())
