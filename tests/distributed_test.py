@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
+from faults_test import strike
 from running import (
     QUICK,
     ROOT,
@@ -32,14 +34,26 @@ def job(cache):
     """start_job with JOB in a workdir; what still runs at the end is killed."""
     running = []
 
-    def start(workdir, *more):
-        running.extend(start_job(*JOB, f"--workdir={workdir}", *more, cache=cache))
+    def start(workdir, *more, fault=None):
+        running.extend(start_job(*JOB, f"--workdir={workdir}", *more, cache=cache, fault=fault))
         return running[-2:]
 
     yield start
     for process in running:
         process.kill()
         process.communicate()
+
+
+def the_second_dies():
+    """SIGKILL to the second process when its first call of steps is done: earlier the first one may
+    be waiting to be connected, and learns of the death only after HEARTBEAT_SECONDS, from JAX."""
+
+    def die(*args):
+        if jax.process_index() == 1:
+            jax.block_until_ready(jax.live_arrays())
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    strike("step", 1, before=die)
 
 
 def finish_all(processes, code=0):
@@ -84,11 +98,11 @@ def test_a_signal_to_one_and_the_death_of_one_leave_the_run_as_it_would_have_bee
     stopped = result(workdir)
     assert stopped["status"] == "interrupted" and 23 <= stopped["steps"] < 46
 
-    first, second = job(workdir)
-    wait_for(lambda: not (workdir / "result.json").exists(), first)  # it has been resumed
-    second.kill()
+    first, second = job(workdir, fault=the_second_dies)
+    wait_for(lambda: second.poll() is not None, first)
     start = time.monotonic()
-    _, err = finish(first, code=1)
+    out, err = finish(first, code=1)
+    assert "resuming" in out and second.poll() == -signal.SIGKILL
     assert time.monotonic() - start < sharding.HEARTBEAT_SECONDS
     line = err.splitlines()[-1]
     assert line.startswith("main.py: the job cannot go on") and "the same command" in line
