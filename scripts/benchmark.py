@@ -160,8 +160,8 @@ def benchmark(args, out, twin):
             entry = result["families"].setdefault(family, {})
             print(f"{family}: {measure}", flush=True)
             try:
+                raise_peaks(result["peaks"], twin)
                 for _ in function(args, entry, family_config(family, args), sizes, twin):
-                    raise_peaks(result["peaks"], twin)
                     set_shares(result)
                     files.write_json(out, result)  # what is measured stays if this is stopped
             except Exception as error:  # one family that fails leaves the others their figures

@@ -140,6 +140,7 @@ def test_checkpoints_lie_as_far_apart_as_asked(signum, step, reference, program,
             assert checkpoints.best_step() is None
     out, _ = finish(program(*run))
     assert ("resuming" in out) == bool(step)
+    assert {p.name for p in (tmp_path / "run" / "checkpoints").glob("[0-9]*")} <= {"24", "48", "72"}
     assert_same_run(tmp_path / "run", reference)
 
 
