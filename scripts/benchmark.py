@@ -9,8 +9,7 @@ own, is JAX. FLOPs are exact counts of convolutions and matrix products (cifar_j
 forward passes' worth for training.
 
 Writes --out (default results/benchmarks/DEVICE.json) as it goes, and at the end a table
-(.md) and a chart (.png) beside it. --quick is a small run that shows that all works; --growth
-measures instead how time grows with images, epochs, batch size, width and classes.
+(.md) and a chart (.png) beside it. --quick is a small run that shows that all works.
 """
 
 import argparse
@@ -31,7 +30,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave PyTorch
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from cifar_jax import InputError, compilation, report, timing  # noqa: E402
+from cifar_jax import InputError, report, timing  # noqa: E402
 from cifar_jax import workdir as files  # noqa: E402
 from cifar_jax.exchange import load_torch_twin  # noqa: E402
 from cifar_jax.experiment import load_data, make_experiment  # noqa: E402
@@ -55,21 +54,9 @@ KINDS = {
 
 def main():
     args = parse()
-    os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(args.device, args.device)
-    jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
     try:
-        jax.devices()
-    except (RuntimeError, AssertionError) as error:  # the latter where CUDA's plugin is missing
-        refuse(f"no {args.device} here: {str(error) or 'jax has no such platform'}")
-    try:
-        twin = load_torch_twin()
-    except InputError:
-        twin = None
-    name = f"{files.slug(device_name())}{'_growth' if args.growth else ''}.json"
-    out = pathlib.Path(args.out or ROOT / "results" / "benchmarks" / name)
-    try:
-        out = files.writable(out.parent) / out.name
-        (growth if args.growth else benchmark)(args, out, twin)
+        use(args.device)
+        benchmark(args, out_file(args.out, ""), twin_or_none())
     except InputError as error:
         refuse(error)
 
@@ -87,7 +74,6 @@ def parse():
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing after")
     parser.add_argument("--out", help="the JSON file")
     parser.add_argument("--quick", action="store_true", help="2 rounds of narrow networks, float32")
-    parser.add_argument("--growth", action="store_true", help="how time grows, on small networks")
     args = parser.parse_args()
     args.began = time.monotonic()
     if args.quick:
@@ -111,8 +97,34 @@ def parse():
 
 
 def refuse(text):
-    print("benchmark.py:", " ".join(str(text).split()), file=sys.stderr)
+    """End with exit code 2 and one line on stderr that begins with the script's name."""
+    print(f"{pathlib.Path(sys.argv[0]).name}:", " ".join(str(text).split()), file=sys.stderr)
     sys.exit(2)
+
+
+def use(device):
+    """Make "cpu" or "gpu" the platform; InputError where there is none."""
+    os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(device, device)
+    jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter where CUDA's plugin is missing
+        raise InputError(f"no {device} here: {str(error) or 'jax has no such platform'}") from error
+
+
+def out_file(path, suffix):
+    """`path` or results/benchmarks/DEVICE`suffix`.json, in a folder that can be written."""
+    named = ROOT / "results" / "benchmarks" / f"{files.slug(device_name())}{suffix}.json"
+    path = pathlib.Path(path or named)
+    return files.writable(path.parent) / path.name
+
+
+def twin_or_none():
+    """The module cifar_jax.torch_twin, or None without PyTorch."""
+    try:
+        return load_torch_twin()
+    except InputError:
+        return None
 
 
 def device_name():
@@ -130,7 +142,8 @@ def device_name():
 def provenance(args, twin):
     """What the figures depend on besides the code."""
     settings = {k: v for k, v in vars(args).items() if k not in ("out", "began", "data_dir")}
-    settings["seconds"] = None if np.isinf(args.seconds) else args.seconds
+    if settings.get("seconds") == float("inf"):
+        settings["seconds"] = None
     found = {
         **environment(),
         "device": device_name(),
@@ -417,84 +430,6 @@ def spread(result):
         f"From a form's slowest round to its fastest: {100 * middle:.0f} % of its median "
         f"(the middle of all forms), at most {100 * largest:.0f} % ({where}).",
     ]
-
-
-def growth(args, out, twin):
-    """Time of whole epochs of a narrow ResNet as one thing grows: a table, and `out`."""
-    del twin
-    compilation.enable_cache()  # compiling is not measured here
-    rounds, trained = 2 if args.quick else args.rounds, {}
-    base = {"images": 512, "epochs": 1, "batch_size": 64, "width": 8, "classes": 10}
-    factors = (1, 2) if args.quick else (1, 2, 4)
-    result = {"status": "running", **provenance(args, None), "base": base, "growth": {}}
-    for name, value in base.items():
-        forms = {factor: epochs_of({**base, name: value * factor}, trained) for factor in factors}
-        times = {factor: [] for factor in factors}
-        for _ in range(rounds):
-            for factor, (run, _) in forms.items():
-                times[factor].append(timing.seconds(run))
-        result["growth"][name] = [
-            {
-                "value": value * factor,
-                **timing.summarize(times[factor], "seconds"),
-                "work_ratio": macs / forms[1][1],
-            }
-            for factor, (_, macs) in forms.items()
-        ]
-        files.write_json(out, result)
-    result["status"] = "done"
-    files.write_json(out, result)
-    text = growth_markdown(result)
-    out.with_suffix(".md").write_text(text)
-    print(text)
-
-
-def growth_markdown(result):
-    """The table of how time grew, with what it was measured on."""
-    base = result["base"]
-    lines = [
-        f"{result['device']}; resnet of widths {tuple(base['width'] * k for k in (1, 2, 4, 8))}, "
-        f"{base['images']} images in batches of {base['batch_size']}, {base['classes']} classes; "
-        f"median of {result['settings']['rounds']} rounds; {versions(result)}.",
-        "",
-        "| what grows | to | seconds | time grew | work grew | time / work |",
-        "|---|--:|--:|--:|--:|--:|",
-    ]
-    for name, rows in result["growth"].items():
-        for row in rows:
-            grew = row["seconds"] / rows[0]["seconds"]
-            lines.append(
-                f"| {name} | {row['value']} | {row['seconds']:.3f} | {grew:.2f} "
-                f"| {row['work_ratio']:.2f} | {grew / row['work_ratio']:.2f} |"
-            )
-    lines += ["", "Work: multiply-adds of all the images trained on; 1.00 is linear."]
-    return "\n".join(lines) + "\n"
-
-
-def epochs_of(size, trained):
-    """(run, multiply-adds) of training a narrow ResNet for size['epochs'] epochs; `trained` keeps
-    one epoch's form by the other sizes, so that each is compiled once."""
-    from configs import resnet
-
-    key = tuple(value for name, value in size.items() if name != "epochs")
-    if key not in trained:
-        config = resnet.get_config()
-        config.model.widths = tuple(size["width"] * k for k in (1, 2, 4, 8))
-        config.batch_size = size["batch_size"]
-        splits = timing.random_splits({"train": size["images"], "test": 64}, size["classes"])
-        names = tuple(map(str, range(size["classes"])))
-        exp = make_experiment(config, splits=splits, class_names=names)
-        sides = timing.Sides(exp, None)
-        form = timing.make_form(sides, "jax float32", steps=exp.steps_per_epoch)
-        form.run()
-        trained[key] = form, form.images * forward_macs(exp.model)
-    form, macs = trained[key]
-
-    def run():
-        for _ in range(size["epochs"]):
-            form.run()
-
-    return run, size["epochs"] * macs
 
 
 if __name__ == "__main__":

@@ -329,9 +329,9 @@ def benchmarks():
 
 def growth():
     """The tables of how time grows, device by device."""
-    from benchmark import growth_markdown
+    from growth import markdown
 
-    return benchmark_tables("growth", growth_markdown)
+    return benchmark_tables("growth", markdown)
 
 
 def benchmark_tables(field, table):

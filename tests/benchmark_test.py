@@ -194,7 +194,8 @@ def test_quick_benchmark_measures_both_sides(tmp_path):
     assert resnet["macs"] == sum(convolution(*layer) for layer in convolutions) + 64 * 10
     for task, passes in (("train", 3), ("evaluate", 1)):
         forms = resnet["batches"]["32"][task]
-        assert set(forms) == {"jax float32", "torch float32"}
+        given = {"jax.given float32"} if task == "train" else set()
+        assert set(forms) == {"jax float32", "torch float32"} | given
         for form in forms.values():
             low, high = form["spread"]
             assert 0 < low <= form["images_per_second"] <= high and form["n"] == 2
@@ -209,21 +210,36 @@ def test_quick_benchmark_measures_both_sides(tmp_path):
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
+def test_quick_growth_counts_the_work_exactly(tmp_path):
+    out = tmp_path / "growth.json"
+    done = script("scripts/growth.py", "--quick", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    grown = {name: [row["work_ratio"] for row in rows] for name, rows in result["growth"].items()}
+    assert grown["images"] == grown["epochs"] == [1, 2] and grown["batch_size"] == [1, 1]
+    assert 3.5 < grown["width"][1] < 4 and 1 < grown["classes"][1] < 1.01
+    assert all(row["n"] == 2 for rows in result["growth"].values() for row in rows)
+    table = out.with_suffix(".md").read_text()
+    assert "| width | 16 |" in table and table in done.stdout
+
+
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("name", "arguments", "says"),
     [
-        (("--families=vgg,lenet",), "unknown 'lenet'; choose of vgg, convnet"),
-        (("--dtypes=int4",), "unknown 'int4'"),
-        (("--batch=recipe,0",), "numbers of at least 1"),
-        (("--rounds=0",), "--rounds must be at least 1"),
-        (("--device=gpu", "--quick"), "no gpu here"),
-        (("--out=/proc/nothing/x.json", "--growth"), "cannot write"),
+        ("benchmark.py", ("--families=vgg,lenet",), "unknown 'lenet'; choose of vgg, convnet"),
+        ("benchmark.py", ("--dtypes=int4",), "unknown 'int4'"),
+        ("benchmark.py", ("--batch=recipe,0",), "numbers of at least 1"),
+        ("benchmark.py", ("--rounds=0",), "--rounds must be at least 1"),
+        ("benchmark.py", ("--device=gpu", "--quick"), "no gpu here"),
+        ("growth.py", ("--rounds=0",), "--rounds must be at least 1"),
+        ("growth.py", ("--out=/proc/nothing/x.json",), "cannot write"),
     ],
 )
-def test_bad_input_is_one_sentence(arguments, says):
-    done = script("scripts/benchmark.py", *arguments)
+def test_bad_input_is_one_sentence(name, arguments, says):
+    done = script(f"scripts/{name}", *arguments)
     assert done.returncode == 2 and says in done.stderr
-    assert done.stderr.startswith("benchmark.py: ") and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith(f"{name}: ") and done.stderr.count("\n") == 1, done.stderr
 
 
 def test_chart_has_a_panel_a_dtype_and_survives_gaps(tmp_path):

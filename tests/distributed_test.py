@@ -11,7 +11,6 @@ import time
 
 import jax
 import pytest
-from faults_test import strike
 from running import (
     QUICK,
     ROOT,
@@ -21,6 +20,7 @@ from running import (
     metrics,
     result,
     start_job,
+    strike,
     wait_for,
 )
 

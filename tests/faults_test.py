@@ -12,7 +12,7 @@ import sys
 
 import jax
 import pytest
-from running import QUICK, ROOT, assert_same_run, finish, metrics, result, wait_for
+from running import QUICK, ROOT, assert_same_run, finish, metrics, result, send, strike, wait_for
 
 from cifar_jax import InputError, sharding
 from cifar_jax.checkpoint import Checkpoints
@@ -22,50 +22,6 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import soak  # noqa: E402
 
 SIGKILL, SIGTERM, SIGINT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
-
-
-def places():
-    """{name: (object, attribute)} of what a run calls, where a fault can strike."""
-    from cifar_jax import progress, report, train
-
-    return {
-        "restore": (train.Run, "restore"),
-        "compile": (train.Run, "compile_call"),
-        "step": (progress.tqdm, "update"),  # once a call: of 8, 8, 7 and 1 steps in an epoch
-        "evaluate": (train.Run, "end_epoch"),
-        "log": (train.files, "append_metrics"),
-        "save": (train.Checkpoints, "save"),
-        "report": (report, "write_report"),
-        "result": (train.files, "write_json"),
-    }
-
-
-def strike(place, call, before=lambda *args: None, after=lambda *args: None):
-    """At the `call`-th call of a place do something before or after it."""
-    target, name = places()[place]
-    original, count = getattr(target, name), 0
-
-    def struck(*args, **kwargs):
-        nonlocal count
-        count += 1
-        if count == call:
-            before(*args)
-        value = original(*args, **kwargs)
-        if count == call:
-            after(*args)
-        return value
-
-    setattr(target, name, struck)
-
-
-def send(*signums):
-    """What sends this process these signals."""
-    return functools.partial(_send, signums)
-
-
-def _send(signums, *args):
-    for signum in signums:
-        os.kill(os.getpid(), signum)
 
 
 def fail(*args):

@@ -1,6 +1,7 @@
 """Running the program in processes of its own, and reading what a run left."""
 
 import atexit
+import functools
 import json
 import multiprocessing
 import os
@@ -117,6 +118,50 @@ def _main(arguments, environment, outputs, fault):
         app.run(main.main, flags_parser=main.parse)
     finally:
         atexit._run_exitfuncs()  # a forked process would leave without
+
+
+def places():
+    """{name: (object, attribute)} of what a run calls, where a fault can strike."""
+    from cifar_jax import progress, report, train
+
+    return {
+        "restore": (train.Run, "restore"),
+        "compile": (train.Run, "compile_call"),
+        "step": (progress.tqdm, "update"),  # once a call: of 8, 8, 7 and 1 steps in an epoch
+        "evaluate": (train.Run, "end_epoch"),
+        "log": (train.files, "append_metrics"),
+        "save": (train.Checkpoints, "save"),
+        "report": (report, "write_report"),
+        "result": (train.files, "write_json"),
+    }
+
+
+def strike(place, call, before=lambda *args: None, after=lambda *args: None):
+    """At the `call`-th call of a place do something before or after it."""
+    target, name = places()[place]
+    original, count = getattr(target, name), 0
+
+    def struck(*args, **kwargs):
+        nonlocal count
+        count += 1
+        if count == call:
+            before(*args)
+        value = original(*args, **kwargs)
+        if count == call:
+            after(*args)
+        return value
+
+    setattr(target, name, struck)
+
+
+def send(*signums):
+    """What sends this process these signals."""
+    return functools.partial(_send, signums)
+
+
+def _send(signums, *args):
+    for signum in signums:
+        os.kill(os.getpid(), signum)
 
 
 def start_job(*arguments, processes=2, **settings):
