@@ -31,7 +31,7 @@ TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
 
 
 def load_torch_twin():
-    """The module torch_twin; InputError if PyTorch is not installed."""
+    """The package torch_twin; InputError if PyTorch is not installed."""
     try:
         from cifar_jax import torch_twin
     except ModuleNotFoundError as error:

@@ -9,13 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cifar_jax import flops, report
-from cifar_jax.experiment import (
-    describe_data,
-    load_data,
-    make_augments,
-    make_model,
-    sample_images,
-)
+from cifar_jax.experiment import describe_data, load_data, make_augments, make_model
+from cifar_jax.samples import sample_images
 from cifar_jax.workdir import writable
 
 

@@ -52,7 +52,7 @@ def write_run(
 
     `result` and `records` as in result.json and metrics.jsonl; confusion [C, C], logits [N, C],
     images uint8 [N, H, W, 3] and labels [N] of the test split at the best checkpoint; samples as
-    experiment.sample_images makes them; learning_rate [steps]; config a nested dict; filters
+    samples.sample_images makes them; learning_rate [steps]; config a nested dict; filters
     [H, W, 3, F] of the first convolution.
     """
     eval_name = evaluated(result)

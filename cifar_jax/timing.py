@@ -27,7 +27,7 @@ REST = 0.3  # seconds between forms: the other's threads still spin for a while 
 class Sides:
     """A recipe on both sides: data, batches and initial weights that JAX and PyTorch share.
 
-    `exp` is the Experiment, `twin` the module torch_twin or None for JAX alone.
+    `exp` is the Experiment, `twin` the package torch_twin or None for JAX alone.
     """
 
     def __init__(self, exp, twin):

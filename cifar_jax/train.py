@@ -14,14 +14,10 @@ import numpy as np
 from cifar_jax import report, sharding
 from cifar_jax import workdir as files
 from cifar_jax.checkpoint import Checkpoints
-from cifar_jax.experiment import (
-    describe_data,
-    first_filters,
-    make_experiment,
-    sample_images,
-)
+from cifar_jax.experiment import describe_data, make_experiment
 from cifar_jax.progress import progress
 from cifar_jax.provenance import environment
+from cifar_jax.samples import first_filters, sample_images
 from cifar_jax.tensorboard import TensorBoard
 
 PROFILED = 3  # steps in a trace

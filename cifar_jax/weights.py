@@ -1,6 +1,6 @@
 """Weights between Flax variables and PyTorch state_dicts: an explicit map of names and layouts.
 
-Numpy on both sides, no torch. The PyTorch modules that take these names are in torch_twin.py.
+Numpy on both sides, no torch. The PyTorch modules that take these names are in torch_twin/.
 """
 
 import dataclasses

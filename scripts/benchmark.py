@@ -120,7 +120,7 @@ def out_file(path, suffix):
 
 
 def twin_or_none():
-    """The module cifar_jax.torch_twin, or None without PyTorch."""
+    """The package cifar_jax.torch_twin, or None without PyTorch."""
     try:
         return load_torch_twin()
     except InputError:

@@ -24,6 +24,7 @@ LAYERS = [
         "models",
         "optim",
         "provenance",
+        "samples",
         "significance",
         "workdir",
         "tensorboard",
