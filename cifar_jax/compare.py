@@ -46,7 +46,9 @@ def compare(config, workdir):
         pairs = Pairs(sides)
         settings = {**config.compare.to_dict(), "steps_trained": pairs.steps}
         found = files.read_json(path / "comparison.json") or {}
-        runs = found["runs"] if _same(found, settings) else []
+        here = environment()
+        here["versions"]["torch"] = importlib.metadata.version("torch")
+        runs = found["runs"] if _same(found, {"settings": settings, **here}) else []
         runs = runs[: config.compare.seeds]
         comparison = {
             "status": "running",
@@ -56,9 +58,8 @@ def compare(config, workdir):
             "batch_size": config.batch_size,
             "settings": settings,
             "runs": runs,
-            **environment(),
+            **here,
         }
-        comparison["versions"]["torch"] = importlib.metadata.version("torch")
         twin.set_float32(fast=False)
         with jax.default_matmul_precision("highest"):
             for seed in range(config.seed + len(runs), config.seed + config.compare.seeds):
@@ -103,11 +104,16 @@ def _check(config):
         )
 
 
-def _same(before, settings):
-    """Whether the runs of the comparison `before` count under `settings`; seeds may become more."""
+def _same(before, now):
+    """Whether the runs of the comparison `before` count in the one `now`: on the same device, by
+    the same code, as long; seeds may become more."""
     keys = ("epochs", "test_images", "steps_trained")
     try:
-        return all(before["settings"][key] == settings[key] for key in keys) and "runs" in before
+        return (
+            all(before[key] == now[key] for key in ("device", "versions", "commit"))
+            and all(before["settings"][key] == now["settings"][key] for key in keys)
+            and "runs" in before
+        )
     except (KeyError, TypeError):
         return False
 

@@ -27,17 +27,19 @@ def search(config, workdir):
     """Train config.search.trials proposals, resuming if `workdir` holds this search; returns
     search.json's content.
 
-    They are ranked by accuracy on the validation images, the mean over epochs (as in system 001)
+    They are ranked by accuracy on the validation images, the mean over epochs (system 001 took the
+    mean too, on the test images)
     and seeds; the test images are not looked at. Writes search.db (Optuna's study), a run a round
     (round-*), search.json and search.png. status: 'done' or 'interrupted'. Raises InputError for
     bad input.
     """
     ranges = make_ranges(config)
     size, status = config.search.at_once, "done"
-    with Interruption() as interruption, contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as held:
         path = held.enter_context(files.only_writer(workdir))
         files.check_workdir(path, config.to_dict(), "search")  # before the data are loaded
         exp = make_experiment(config, shard_batches=False)
+        interruption = held.enter_context(Interruption())
         files.open_workdir(path, config.to_dict(), environment(), exp.about_data, "search")
         study = open_study(path / "search.db")
         for first in range(0, config.search.trials, size):

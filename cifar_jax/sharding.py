@@ -4,6 +4,7 @@ The only file that says Mesh, and the only one that knows of other processes.
 """
 
 import contextlib
+import errno
 import functools
 import hashlib
 import os
@@ -26,6 +27,10 @@ JOIN_SECONDS = 60  # for all processes of a job to find one another
 HEARTBEAT_SECONDS = 30  # without a sign of life a process is taken for dead
 SHUTDOWN_SECONDS = 10  # between the first process that ends and the last
 TEXT_BYTES = 1024  # of what processes tell one another
+DISK = tuple(  # what a full, broken or read-only disk says
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ESTALE")
+)
 NVIDIA_DRIVER = pathlib.Path("/proc/driver/nvidia/version")
 
 
@@ -120,7 +125,7 @@ def job(where):
     connection breaks; where the coordinator dies or another only falls silent, JAX aborts it (134).
     """
     if not where:
-        with _memory_told():
+        with _limits_told():
             yield
         return
     _join(where)
@@ -129,7 +134,7 @@ def job(where):
     # the coordinator goes last: without it the others could not say why they leave
     linger = 1 if is_writer() else 0
     try:
-        with _memory_told():
+        with _limits_told():
             yield
     except jax.errors.JaxRuntimeError as error:
         reason = (str(error).splitlines() or [""])[0]
@@ -147,10 +152,18 @@ def job(where):
 
 
 @contextlib.contextmanager
-def _memory_told():
-    """A device without enough memory becomes an InputError."""
+def _limits_told():
+    """A device without enough memory or a disk that fails becomes an InputError."""
     try:
         yield
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        raise InputError(
+            f"the disk failed{where} ({error.strerror}); the checkpoints written before are whole: "
+            "mend that and run the same command"
+        ) from error
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -35,11 +35,12 @@ def train_and_evaluate(config, workdir):
         accuracy = finished["test"]["accuracy"]
         print(f"{workdir} holds this run, finished: test accuracy {accuracy:.2f} %")
         return finished
-    with Interruption() as interruption, contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as held:
         with sharding.in_turn():
             path = held.enter_context(files.only_writer(workdir))
             files.check_workdir(path, config.to_dict())  # before the data are loaded
-            exp = make_experiment(config)
+            exp = make_experiment(config)  # signals end this, which may be a long download
+            interruption = held.enter_context(Interruption())
             files.open_workdir(path, config.to_dict(), environment(), exp.about_data)
         sharding.check_same(f"{config.stop_after} {exp.provenance}", "stop_after and data")
         checkpoints = held.enter_context(Checkpoints(path / "checkpoints", exp.placement))
@@ -68,6 +69,8 @@ def train_and_evaluate(config, workdir):
 def evaluate(config, workdir):
     """Evaluate the best checkpoint in `workdir` on the test split: evaluation.json."""
     path = files.existing(workdir)
+    if sharding.is_writer():
+        files.writable(path)
     files.check_config(path, config.to_dict(), files.LOOKING_FIELDS)
     files.check_data(path, describe_data(config)._asdict())
     exp = make_experiment(config)

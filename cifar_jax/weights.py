@@ -125,7 +125,10 @@ FAMILIES = {
 
 
 def layers(name, model):
-    """The Layers of family `name` in call order; `model` is its flax module."""
+    """The Layers of family `name` in call order; `model` is its flax module. InputError for a
+    family without names."""
+    if name not in FAMILIES:
+        raise InputError(f"layers of model {name!r} have no names in PyTorch (weights.FAMILIES)")
     return list(FAMILIES[name](model))
 
 

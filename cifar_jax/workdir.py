@@ -151,16 +151,22 @@ def open_workdir(workdir, config, environment, data=None, mode="train"):
     """The path of the folder `workdir`, made ready to train `config` (nested dict) in this mode on
     `data` (what a run keeps of them, a dict).
 
-    It may hold that run already. Raises InputError if it holds one with another config, mode or
-    data.
+    It may hold that run already: an `environment` (device, versions, commit) other than the last
+    is then added to config.json's list `resumed`. Raises InputError if it holds one with another
+    config, mode or data.
     """
     path = existing(workdir)
     check_workdir(path, config, mode)
-    if not (path / "config.json").exists():
-        write_json(
-            path / "config.json", {"mode": mode, "config": config, "data": data, **environment}
-        )
     check_data(path, data or {})
+    kept = read_json(path / "config.json")
+    if kept is None:
+        kept = {"mode": mode, "config": config, "data": data, **environment}
+        write_json(path / "config.json", kept)
+        return path
+    resumed = kept.get("resumed", [])
+    last = resumed[-1] if resumed else {key: kept.get(key) for key in environment}
+    if last != _finite(environment):
+        write_json(path / "config.json", {**kept, "resumed": [*resumed, environment]})
     return path
 
 

@@ -96,7 +96,12 @@ def make_run(path, result, config, records, folder=None):
         "path": str(path),
         "folder": str(folder or path),
         "result": result,
-        "config": {**fields, "epochs trained": result["epochs"]},
+        "config": {
+            **fields,
+            "epochs trained": result["epochs"],
+            "imported": str(result.get("imported")),
+            "rolled back to": str(result.get("rollbacks")),
+        },
         "records": records or [],
         "predictions": read_predictions(path / "report" / "predictions.npz"),
     }

@@ -13,12 +13,18 @@ job that outlasts its share gets SIGTERM, upon which training saves and writes i
 
 The first part alone answers what matters most: a lease may be too short for both, and --seconds
 then says how much of the second there is. `--device cpu --quick` does the same in small, to see
-that it works; --jobs takes some of them.
+that it works; --jobs takes some of them. On a GPU machine of your own (the first line sets up,
+PyTorch included):
 
-The machine lent to this project has Python 3.12, jax 0.11, torch 2.11, flax, optax, orbax, scipy,
-matplotlib, jinja2, tqdm, scikit-learn, safetensors and pytest. One wheel is missing, ml_collections
-(pure Python; needs absl-py and PyYAML, which are there); tensorflow-datasets too, which nothing
-here imports. A call carries 64 MiB at most, CIFAR-10 packed is 97 MiB: it travels in two halves.
+    scripts/test.sh tests/gpu_test.py
+    .venv/bin/python scripts/gpu_suite.py --part 1 --data-dir DIR
+    .venv/bin/python scripts/gpu_suite.py --part 2 --data-dir DIR
+
+For this project's own sessions: the machine lent to them has Python 3.12, jax 0.11, torch 2.11,
+flax, optax, orbax, scipy, matplotlib, jinja2, tqdm, scikit-learn, safetensors and pytest. One wheel
+is missing, ml_collections (pure Python; needs absl-py and PyYAML, which are there);
+tensorflow-datasets too, which nothing here imports. A call carries 64 MiB at most, CIFAR-10 packed
+is 97 MiB: it travels in two halves.
 Here, in the repository, once (.whl and .carry are ignored by git):
 
     python3 -m pip download --no-deps -d .whl ml_collections==1.1.0

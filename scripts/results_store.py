@@ -77,7 +77,11 @@ def add(workdir):
         result = json.loads((workdir / "result.json").read_text())
         start = json.loads((workdir / "config.json").read_text())
         config = start["config"]
-        result["commit"] = start["commit"]  # of the code that trained, not of the last look at it
+        for name, what in (("imported", "began from imported weights"), ("rollbacks", "diverged")):
+            if name in result:
+                sys.exit(f"{workdir} is not its recipe from the start: it {what}")
+        result["commit"] = start["commit"]  # of the code that began it, not of the last look at it
+        result["resumed"] = start.get("resumed", [])
         config["data"].pop("dir")  # where the data lay on one machine says nothing
         lines = (workdir / "metrics.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines]
@@ -92,6 +96,8 @@ def add(workdir):
         )
         device = "" if "cpu" in result["device"] else f"_{files.slug(result['device'])}"
         path = RUNS / f"{name}_seed{result['seed']}{device}.json"
+        if path.exists() and json.loads(path.read_text())["epochs"] > result["epochs"]:
+            sys.exit(f"{path} holds a longer run than {workdir}")
         yield write(path, {**result, "config": config, "records": records})
     if (workdir / "comparison.json").exists():
         comparison = json.loads((workdir / "comparison.json").read_text())
@@ -138,8 +144,11 @@ def runs_by_recipe():
     """{(system, recipe): contents of its files in RUNS}, each system's recipes side by side."""
     found = {(name, recipe): [] for name in ORIGINALS for recipe in RECIPES}
     for run in contents(RUNS):
-        if run["model"] in ORIGINALS:
-            found[run["model"], recipe_of(run["model"], run["config"])].append(run)
+        model, recipe = run["model"], recipe_of(run["model"], run["config"])
+        if recipe is None:
+            sys.exit(f"a run of {model}, seed {run['seed']}, in {RUNS} is of no recipe here now")
+        if model in ORIGINALS:
+            found[model, recipe].append(run)
     return found
 
 

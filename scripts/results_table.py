@@ -38,11 +38,11 @@ from cifar_jax.workdir import short_commit  # noqa: E402
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
-# By model.depth and optim.name: our recipe, the record it follows and that one's published mean.
+# By model.depth and optim.name: our recipe; the published mean of the record it follows.
 RECORDS = {
-    (2, "sgd"): ("speedrun", "airbench94", 94.01),
-    (3, "sgd"): ("speedrun:96", "airbench96", 96.03),
-    (2, "muon"): ("speedrun:muon", "airbench94_muon", 94.01),
+    (2, "sgd"): ("speedrun", "94.01 (airbench94)"),
+    (3, "sgd"): ("speedrun:96", "96.03 (airbench96)"),
+    (2, "muon"): ("speedrun:muon", "94.01 (airbench94_muon, whose Muon is another)"),
 }
 VIEWS = {
     "none": "the image",
@@ -91,9 +91,9 @@ def results():
             f"{original['accuracy']:.2f} %{original.get('note', '')}, {original['epochs']} epochs: "
             f"[{project[:32]}{'...' * (len(project) > 32)}](https://github.com/{project})"
         )
-        faithful = ours(runs[name, ""], "best")
+        faithful = ours(runs[name, ""])
         tuned = [
-            f"`:{recipe}` {ours(runs[name, recipe], 'last')}"
+            f"`:{recipe}` {ours(runs[name, recipe])}"
             for recipe in RECIPES
             if recipe and runs[name, recipe]
         ]
@@ -103,11 +103,10 @@ def results():
         )
     lines += [
         "",
-        "Accuracy on the 10,000 test images. An original's recipe: at the epoch of lowest loss on "
-        "them, as the originals report it, which flatters a little. Ours, `configs/NAME.py:tuned` "
-        "or `:short`: after the last epoch. Minutes: training, evaluation and compilation; on CPU "
-        "other work ran beside them, or they were paused for it. Every run's seed, commit and "
-        "versions: [docs/results.md](docs/results.md).",
+        "Accuracy on the 10,000 test images after the last epoch, in the originals and here; ours "
+        "are `configs/NAME.py:tuned` and `:short`. Minutes: training, evaluation and compilation; "
+        "on CPU other work ran beside them, or they were paused for it. Every run's seed, commit "
+        "and versions: [docs/results.md](docs/results.md).",
         "",
         "![Test accuracy by epoch over the originals' logged points](results/curves.svg)",
     ]
@@ -152,10 +151,11 @@ def sources():
             versions = ", ".join(
                 run["versions"][package] for package in ("python", "jax", "flax", "optax")
             )
+            commits = [run["commit"], *(place["commit"] for place in run.get("resumed", []))]
             lines.append(
                 f"| {name}{recipe and ':'}{recipe} | {run['seed']} "
                 f"| {run['epochs']:g} of {run['epochs_planned']:g} | {place(run)} | {versions} "
-                f"| {short_commit(run['commit'])} |"
+                f"| {', then '.join(map(short_commit, commits))} |"
             )
     digests = {run["dataset"]["sha256"]["train"] for run in contents(RUNS)}
     lines += ["", f"Training data by sha256: {', '.join(sorted(digests))}."]
@@ -167,33 +167,33 @@ def spread(values):
     return mean if len(values) == 1 else f"{mean} ({min(values):.2f} to {max(values):.2f})"
 
 
-def ours(runs, which):
-    """Of each device and dtype: the accuracy of the runs that went farthest, how far, how long;
-    `which`: 'best', the lowest loss on the test set, as the originals report, or 'last'."""
+def ours(runs):
+    """Of each device and dtype: the last accuracy of the runs that went farthest, how far, how
+    long."""
     told = []
     for where in dict.fromkeys(map(place, runs)):
         here = [run for run in runs if place(run) == where]
         epochs = max(run["epochs"] for run in here)
-        best = [run for run in here if run["epochs"] == epochs]
-        text = f"{spread([run[which]['accuracy'] for run in best])} %"
-        views = [views_of(run, which) for run in best]
+        farthest = [run for run in here if run["epochs"] == epochs]
+        text = f"{spread([run['last']['accuracy'] for run in farthest])} %"
+        views = [views_of(run) for run in farthest]
         if all(views):
             text += (
                 f" ({spread([v['accuracy_tta'] for v in views])} % with {views[0]['tta']} views)"
             )
-        if len(best) > 1:
-            text += f", {len(best)} seeds"
-        minutes = sum(run["seconds"]["total"] for run in best) / len(best) / 60
-        planned = best[0]["epochs_planned"]
+        if len(farthest) > 1:
+            text += f", {len(farthest)} seeds"
+        minutes = sum(run["seconds"]["total"] for run in farthest) / len(farthest) / 60
+        planned = farthest[0]["epochs_planned"]
         far = f"{epochs:g} of {planned:g}" if epochs < planned else f"all {planned:g}"
         told.append(f"{text} after {far} epochs, {minutes:.0f} min on {where}")
     return "; ".join(told) or "not yet measured"
 
 
-def views_of(run, which):
-    """What has `accuracy_tta` and `tta` of a run's 'best' or 'last' checkpoint; None without."""
+def views_of(run):
+    """What has `accuracy_tta` and `tta` of the end of a run; None without."""
     same = run["last"].get("epoch") == run["best"].get("epoch")
-    found = run["test"] if which == "best" or same else run["last"]
+    found = run["test"] if same else run["last"]
     return found if "accuracy_tta" in found else None
 
 
@@ -245,8 +245,9 @@ def comparisons():
 
 
 def speedruns_found():
-    """The contents of SPEEDRUNS that are of CIFAR-10."""
-    return [r for r in contents(SPEEDRUNS) if r["dataset"]["name"] == "cifar10"]
+    """The contents of SPEEDRUNS that are of CIFAR-10 and of a recipe in RECORDS."""
+    found = contents(SPEEDRUNS)
+    return [r for r in found if r["dataset"]["name"] == "cifar10" and record_of(r)]
 
 
 def speedruns():
@@ -259,12 +260,12 @@ def speedruns():
         "|---|--:|" + "--:|" * len(VIEWS) + "--:|---|",
     ]
     for r in found:
-        name, record, published = record_of(r)
+        name, published = record_of(r)
         accuracies = [r["summary"]["accuracy"][views] for views in VIEWS]
         cells = " | ".join(figure(accuracy, 2) for accuracy in accuracies)
         lines.append(
             f"| `{name}`, {r['config']['model']['dtype']} | {accuracies[0]['n']} | {cells} "
-            f"| {published:.2f} ({record}) | {r['device']} |"
+            f"| {published} | {r['device']} |"
         )
     lines += [
         "",
@@ -306,9 +307,9 @@ def speedrun_sources():
 
 
 def record_of(result):
-    """The entry of RECORDS that a speedrun is."""
+    """The entry of RECORDS that a speedrun is; None for another recipe."""
     config = result["config"]
-    return RECORDS[config["model"]["depth"], config["optim"]["name"]]
+    return RECORDS.get((config["model"].get("depth"), config["optim"]["name"]))
 
 
 def figure(summary, digits):

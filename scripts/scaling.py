@@ -144,8 +144,8 @@ def efficiency(entry, statistics_of, images, hosts=1, network=None):
 def markdown(result):
     """The tables of docs/scaling.md."""
     rows = [
-        "| family | parameters, MiB | sent a step, MiB | all-reduces with the batch's statistics "
-        "| with each device's own | GFLOP an image |",
+        "| family | parameters, MiB | summed a step, MiB | all-reduces with the batch's statistics "
+        "| with each device's own | GFLOP an image, trained |",
         "|---|--:|--:|--:|--:|--:|",
     ]
     for name, entry in result["families"].items():

@@ -4,6 +4,7 @@ Marked with the cases of docs/reliability.md. Faults of files are in data_test.p
 checkpoint_test.py and fuzz_test.py, those of several processes in distributed_test.py.
 """
 
+import errno
 import functools
 import os
 import shutil
@@ -45,6 +46,7 @@ MOMENTS = {  # (cases, place, call, before, after, exit code, step reached); 24 
     "killed between log and save": ((38,), "log", 2, (), (SIGKILL,), KILLED, None),
     "killed in the report": ((40,), "report", 1, (SIGKILL,), (), KILLED, None),
     "killed before the result": ((40,), "result", 2, (SIGKILL,), (), KILLED, None),
+    "SIGTERM while the data are read": ((20,), "data", 1, (SIGTERM,), (), -SIGTERM, None),
     "SIGTERM before the first step": ((20,), "restore", 1, (), (SIGTERM,), 75, 0),
     "SIGTERM within an epoch": ((3, 20), "step", 5, (SIGTERM,), (), 75, 32),
     "signals while compiling": ((6, 20), "compile", 1, (SIGINT,) * 3, (), 75, 8),
@@ -53,7 +55,10 @@ MOMENTS = {  # (cases, place, call, before, after, exit code, step reached); 24 
     "SIGTERM in the last step": ((20,), "step", 12, (SIGTERM,), (), 0, 72),
     "signals in the report": ((40,), "report", 1, (SIGTERM, SIGINT), (), 0, 72),
 }
-LONG = ("killed before the first save", "SIGTERM in the last step", "signals in the report")
+LONG = (
+    *("killed before the first save", "SIGTERM while the data are read"),
+    *("SIGTERM in the last step", "signals in the report"),
+)
 
 
 @pytest.mark.slow
@@ -73,7 +78,7 @@ def test_struck_and_started_again(moment, reference, program, tmp_path):
     run = (*QUICK, f"--workdir={tmp_path}/run", f"--config.report={place == 'report'}")
     fault = functools.partial(strike, place, call, send(*before), send(*after))
     finish(program(*run, fault=fault), code=code)
-    if code == KILLED:
+    if code < 0:
         assert not (tmp_path / "run" / "result.json").exists()
     else:
         left = result(tmp_path / "run")
@@ -347,6 +352,21 @@ def test_a_disk_that_fills_up_loses_nothing(reference, program, tmp_path):
     finish(program(*QUICK, f"--workdir={workdir}"))
     assert metrics(workdir)[: len(before)] == before
     assert_same_run(workdir, reference)
+
+
+@pytest.mark.slow
+@pytest.mark.case(12)
+def test_a_disk_that_refuses_a_line_is_one_sentence(reference, program, tmp_path):
+    """The log's, which is small and comes before the checkpoint."""
+    fault = functools.partial(strike, "log", 2, before=refuse_to_write)
+    _, err = finish(program(*QUICK, f"--workdir={tmp_path}/run", fault=fault), code=2)
+    assert err.count("\n") == 1 and "the disk failed at x (No space left on device)" in err
+    finish(program(*QUICK, f"--workdir={tmp_path}/run"))
+    assert_same_run(tmp_path / "run", reference)
+
+
+def refuse_to_write(*args):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x")
 
 
 @pytest.mark.slow

@@ -355,6 +355,19 @@ def test_a_field_that_an_older_run_lacks_counts_as_its_default(reference, tmp_pa
         files.check_config(tmp_path, {**config, "ghost_batches": 2}, ())
 
 
+def test_where_a_run_went_on_is_kept(reference, tmp_path):
+    """Once for each change of device, versions or commit."""
+    kept = json.loads((reference / "config.json").read_text())
+    here = {key: kept[key] for key in ("device", "versions", "commit")}
+    assert "resumed" not in kept  # it was begun and ended by one program
+    (tmp_path / "config.json").write_text(json.dumps(kept))
+    for commit in (here["commit"], "b", "b", "c"):
+        files.open_workdir(tmp_path, kept["config"], {**here, "commit": commit}, kept["data"])
+    left = json.loads((tmp_path / "config.json").read_text())
+    assert left.pop("resumed") == [{**here, "commit": "b"}, {**here, "commit": "c"}]
+    assert left == kept
+
+
 @pytest.mark.case(27, 29)
 def test_damaged_cifar10_is_one_sentence(program, tmp_path):
     """A truncated file and a pickle that wants to run something."""

@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,7 @@ import optax
 import pytest
 import torch
 
-from cifar_jax import InputError
+from cifar_jax import InputError, torch_twin
 from cifar_jax.compilation import once_options
 from cifar_jax.models import MODELS, cpu_conv, create_model, winograd
 from cifar_jax.models.airbench import whitening_kernel
@@ -182,11 +183,53 @@ def test_initial_values_are_pytorchs_uniform():
                 assert abs(float(leaf.std()) / (bound / 3**0.5) - 1) < 0.02
 
 
+@pytest.mark.parametrize("name", ["vgg", "convnet", "mixture"])
+def test_dropout_is_pytorchs_call_by_call(name, rng, monkeypatch):
+    """The share of what is dropped, whole channels or single values, the factor on the rest."""
+    images = rng.normal(size=(16, 32, 32, 3)).astype(np.float32)
+    ours, theirs = [], []
+
+    def record(call, args, kwargs, context):
+        y = call(*args, **kwargs)
+        if isinstance(context.module, nn.Dropout):
+            ours.append((np.moveaxis(args[0], -1, 1), np.moveaxis(y, -1, 1)))
+        return y
+
+    model = create_model(name, num_classes=10)
+    variables = model.init(jax.random.key(0), images, train=False)
+    with nn.intercept_methods(record):
+        rngs = {"dropout": jax.random.key(1)}
+        model.apply(variables, images, train=True, rngs=rngs, mutable=["batch_stats"])
+
+    def spy(kind, call, x, p, training):
+        y = call(x, p, training)
+        theirs.append((kind, p, x.numpy(force=True), y.numpy(force=True)))
+        return y
+
+    for kind in ("dropout", "dropout2d"):
+        call = getattr(torch.nn.functional, kind)
+        monkeypatch.setattr(torch.nn.functional, kind, functools.partial(spy, kind, call))
+    torch.manual_seed(0)
+    torch_twin.create_twin(name).train()(torch_twin.images_of(images))
+    for mine, (kind, p, *yours) in zip(ours, theirs, strict=True):
+        assert mine[0].shape == yours[0].shape and p > 0
+        for x, y in (mine, yours):
+            x, y = (v.reshape(*v.shape[:2], -1) for v in (x, y))
+            there, kept = x != 0, y != 0
+            if kind == "dropout2d":
+                there, kept = there.any(-1, keepdims=True), kept.any(-1, keepdims=True)
+            np.testing.assert_allclose(y, np.where(kept, x / (1 - p), 0), rtol=1e-6)
+            n = there.sum()
+            assert abs(1 - kept.sum() / n - p) < 5 * (p * (1 - p) / n) ** 0.5
+
+
 def test_bad_models_are_refused():
     with pytest.raises(InputError, match="unknown model 'resnet50'; choose one of vgg"):
         create_model("resnet50", num_classes=10)
     with pytest.raises(InputError, match="unknown dtype 'int8'"):
         create_model("vgg", num_classes=10, dtype="int8")
+    with pytest.raises(InputError, match="float64 needs the environment variable JAX_ENABLE_X64"):
+        create_model("vgg", num_classes=10, dtype="float64")
     with pytest.raises(InputError, match="unexpected keyword argument 'depth'"):
         create_model("vgg", num_classes=10, depth=3)
 

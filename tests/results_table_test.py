@@ -127,28 +127,58 @@ def test_a_run_belongs_to_the_recipe_whose_config_it_has(model):
         assert results_store.recipe_of(model, config) is None
 
 
+def test_only_a_recipe_from_its_start_is_added(tmp_path, monkeypatch):
+    """And never a run in the place of a longer one."""
+    monkeypatch.setattr(results_store, "RUNS", tmp_path / "runs")
+    config = json.loads(importlib.import_module("configs.vgg").get_config().to_json_best_effort())
+    kept = {"config": config, "commit": "a", "resumed": [{"commit": "b"}]}
+    result = {"status": "stopped", "model": "vgg", "device": "cpu", "seed": 0, "epochs": 3}
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / "metrics.jsonl").write_text('{"epoch": 1}\n')
+
+    def add(**more):
+        write(workdir, config=kept, result={**result, **more})
+        (path,) = results_store.add(workdir)
+        return json.loads(path.read_text())
+
+    added = add()
+    assert (added["commit"], added["resumed"]) == ("a", [{"commit": "b"}])
+    assert "dir" not in added["config"]["data"] and added["records"] == [{"epoch": 1}]
+    for more, says in (
+        ({"imported": {"file": "w.pt"}}, "it began from imported weights"),
+        ({"rollbacks": [24]}, "it diverged"),
+        ({"epochs": 2}, "holds a longer run"),
+        ({"status": "interrupted"}, "is interrupted"),
+    ):
+        with pytest.raises(SystemExit, match=says):
+            add(**more)
+    assert add(epochs=4)["epochs"] == 4
+
+
 def test_devices_keep_to_themselves_and_partial_runs_say_so():
     def run(device, epochs, accuracy, best_epoch=1, **test):
-        figures = {"accuracy": accuracy, "epoch": best_epoch}
-        made = {"device": device, "epochs": epochs, "epochs_planned": 24, "best": figures}
-        last = {"accuracy": 1.0, "epoch": epochs}
+        made = {"device": device, "epochs": epochs, "epochs_planned": 24}
         made["config"] = {"model": {"dtype": "float32"}}
-        return {**made, "last": last, "test": test, "seconds": {"total": 300.0}}
+        best, last = (
+            {"accuracy": 99.0, "epoch": best_epoch},
+            {"accuracy": accuracy, "epoch": epochs},
+        )
+        return {**made, "best": best, "last": last, "test": test, "seconds": {"total": 300.0}}
 
     found = [run("cpu", 2, 60.0), run("cpu", 3, 70.0), run("cpu", 3, 72.0), run("gpu", 24, 93.0)]
-    assert results_table.ours(found, "best") == (
+    assert results_table.ours(found) == (
         "71.00 (70.00 to 72.00) %, 2 seeds after 3 of 24 epochs, 5 min on cpu; "
         "93.00 % after all 24 epochs, 5 min on gpu"
     )
     views = run("gpu", 24, 94.0, tta="mirror", accuracy_tta=94.5)
-    assert results_table.ours([views], "best").startswith("94.00 % (94.50 % with mirror views)")
-    assert results_table.ours([views], "last").startswith("1.00 % after")  # those are the best's
-    views["last"] |= {"tta": "mirror", "accuracy_tta": 2.0}
-    assert results_table.ours([views], "last").startswith("1.00 % (2.00 % with mirror views)")
+    assert results_table.ours([views]).startswith("94.00 % after")  # the views are the best's
+    views["last"] |= {"tta": "mirror", "accuracy_tta": 94.2}
+    assert results_table.ours([views]).startswith("94.00 % (94.20 % with mirror views)")
     views = run("gpu", 24, 94.0, best_epoch=24, tta="mirror", accuracy_tta=94.5)
-    assert results_table.ours([views], "last").startswith("1.00 % (94.50 % with mirror views)")
+    assert results_table.ours([views]).startswith("94.00 % (94.50 % with mirror views)")
     views["config"]["model"]["dtype"] = "bfloat16"
-    assert results_table.ours([views], "last").endswith("on gpu in bfloat16")
+    assert results_table.ours([views]).endswith("on gpu in bfloat16")
 
 
 def test_curves_hold_what_results_say():

@@ -125,6 +125,7 @@ def places():
     from cifar_jax import progress, report, train
 
     return {
+        "data": (train, "make_experiment"),
         "restore": (train.Run, "restore"),
         "compile": (train.Run, "compile_call"),
         "step": (progress.tqdm, "update"),  # once a call: of 8, 8, 7 and 1 steps in an epoch

@@ -72,6 +72,12 @@ def test_what_does_not_fit_is_named(change, message, rng):
         weights.from_state_dict("resnet", model, variables, state_dict)
 
 
+def test_a_family_without_names_is_refused(rng):
+    model, variables = filled("resnet", rng)
+    with pytest.raises(InputError, match="model 'allconv' have no names in PyTorch"):
+        weights.to_state_dict("allconv", model, variables)
+
+
 def test_counters_are_optional(rng):
     model, variables = filled("resnet", rng)
     state_dict = weights.to_state_dict("resnet", model, variables)
