@@ -200,10 +200,10 @@ def time_forms(makers, rounds):
     then measured in turn in each of `rounds` rounds, in every other one in reverse, for the machine
     may be getting slower or faster.
 
-    images_per_second (median of the rounds), `spread` (smallest, largest) and their number n;
-    first_steps: seconds from data at hand and nothing compiled to the first run() done, imports
-    aside; compile: of these, JAX's tracing and compilation. A form of torch.compile that fails has
-    its `error` instead.
+    images_per_second (median of the rounds), `spread` (smallest, largest), their number n and
+    `rounds`, all of them in turn; first_steps: seconds from data at hand and nothing compiled to
+    the first run() done, imports aside; compile: of these, JAX's tracing and compilation. A form of
+    torch.compile that fails has its `error` instead.
     """
     forms, timing, rates = {}, {}, {}
     for name, make in makers.items():
@@ -224,7 +224,7 @@ def time_forms(makers, rounds):
             time.sleep(REST)
             rates[name].append(form.images / seconds(form.run))
     for name, values in rates.items():
-        timing[name] |= summarize(values, "images_per_second")
+        timing[name] |= {**summarize(values, "images_per_second"), "rounds": values}
     return timing
 
 

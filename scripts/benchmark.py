@@ -357,6 +357,7 @@ def markdown(result):
     ]
     names = {name.split(" ")[0] for *_, timed in measured for name in timed}
     kinds = [kind for kind in KINDS if kind in names]
+    theirs = [kind for kind in kinds if kind.startswith("torch")]
     peak = "; ".join(
         f"{dtype} {max(values.values()) / 1e12:.2f} TFLOP/s"
         for dtype, values in result["peaks"].items()
@@ -370,26 +371,24 @@ def markdown(result):
     if "speed" in result["settings"]["measure"]:
         lines += [
             "",
-            "Images/s (share of the peak):",
+            "Images/s (share of the peak); JAX augmenting to PyTorch within a round, median and "
+            "quartiles:",
             "",
             f"| family, batch | dtype | task | {' | '.join(KINDS[kind] for kind in kinds)} "
-            "| JAX / best PyTorch: augmenting | given |",
-            "|---|---|---|" + "--:|" * (len(kinds) + 2),
+            + "".join(f"| augmenting / {KINDS[kind]} " for kind in theirs)
+            + "|",
+            "|---|---|---|" + "--:|" * (len(kinds) + len(theirs)),
         ]
     for family, batch, dtype, task, timed in measured:
         forms = {kind: timed.get(f"{kind} {dtype}", {}) for kind in KINDS}
-        rates = [form.get("images_per_second") for form in forms.values()]
-        theirs = max((rate for rate in rates[2:] if rate), default=None)
-        ratios = " | ".join(
-            f"{rate / theirs:.2f}" if theirs and rate else "-" for rate in rates[:2]
-        )
+        ratios = "".join(f"| {ratio(forms['jax'], forms[kind])} " for kind in theirs)
         cells = " | ".join(
             f"{forms[kind]['images_per_second']:,.0f} ({100 * forms[kind]['mfu']:.1f} %)"
             if "mfu" in forms[kind]
             else forms[kind].get("error", "-").split(":")[0]
             for kind in kinds
         )
-        lines.append(f"| {family}, {batch} | {dtype} | {task} | {cells} | {ratios} |")
+        lines.append(f"| {family}, {batch} | {dtype} | {task} | {cells} {ratios}|")
     lines += spread(result)
     if "start" in result["settings"]["measure"]:
         lines += [
@@ -410,6 +409,14 @@ def markdown(result):
             )
     failed = [f"{n}: {e['error']}" for n, e in result["families"].items() if "error" in e]
     return "\n".join([*lines, *(["", *failed] if failed else [])]) + "\n"
+
+
+def ratio(ours, theirs):
+    """In words the median of two forms' ratios within a round, and their quartiles."""
+    if not ("rounds" in ours and "rounds" in theirs):
+        return "-"
+    low, middle, high = np.quantile(np.divide(ours["rounds"], theirs["rounds"]), (0.25, 0.5, 0.75))
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 def spread(result):

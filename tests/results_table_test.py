@@ -191,10 +191,24 @@ def test_benchmarks_are_shown_but_for_small_runs_and_growth_apart(tmp_path, monk
     monkeypatch.setattr(results_table, "BENCHMARKS", tmp_path)
     assert results_table.benchmarks() == "Not yet measured."
     form = {"images_per_second": 1000.0, "spread": [900.0, 1150.0], "mfu": 0.25}
+    form["rounds"] = [900.0, 1150.0, 1000.0]
+    other = {
+        "images_per_second": 500.0,
+        "spread": [500.0, 500.0],
+        "mfu": 0.125,
+        "rounds": [500.0] * 3,
+    }
     content = {
         **{"data": "CIFAR-10", "glibc_tunables": "", "peaks": {"bfloat16": {"jax": 5e14}}, **HERE},
         "settings": {"quick": False, "measure": ["speed"], "dtypes": ["bfloat16"], "rounds": 5},
-        "families": {"vgg": {"batches": {"32": {"train": {"jax bfloat16": form}}}}},
+        "families": {
+            "vgg": {
+                "batches": {
+                    "32": {"train": {"jax bfloat16": form, "torch bfloat16": other}},
+                    "64": {"train": {"jax bfloat16": form}},
+                }
+            }
+        },
     }
     quick = {**content, "settings": {**content["settings"], "quick": True}}
     rows = [{"value": 8, "seconds": 2.0, "work_ratio": 1}]
@@ -203,7 +217,10 @@ def test_benchmarks_are_shown_but_for_small_runs_and_growth_apart(tmp_path, monk
     grown = {**HERE, "settings": content["settings"], "base": base, "growth": {"width": rows}}
     write(tmp_path, a=content, b=quick, c=grown)
     text = results_table.benchmarks()
-    assert text.count("| vgg, 32 | bfloat16 | train | 1,000 (25.0 %) | - | - |") == 1
+    assert "| JAX, augmenting | PyTorch eager | augmenting / PyTorch eager |" in text
+    row = "| vgg, 32 | bfloat16 | train | 1,000 (25.0 %) | 500 (12.5 %) | 2.00 (1.90 to 2.15) |"
+    assert text.count(row) == 1
+    assert "| vgg, 64 | bfloat16 | train | 1,000 (25.0 %) | - | - |" in text
     assert "NVIDIA H200; 5 rounds" in text
     assert "25 % of its median (the middle of all forms), at most 25 % (vgg, train, jax" in text
     assert "width" not in text
