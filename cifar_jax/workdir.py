@@ -163,7 +163,8 @@ def open_workdir(workdir, config, environment, data=None, mode="train"):
         kept = {"mode": mode, "config": config, "data": data, **environment}
         write_json(path / "config.json", kept)
         return path
-    resumed = kept.get("resumed", [])
+    resumed = kept.get("resumed")
+    resumed = resumed if isinstance(resumed, list) else []
     last = resumed[-1] if resumed else {key: kept.get(key) for key in environment}
     if last != _finite(environment):
         write_json(path / "config.json", {**kept, "resumed": [*resumed, environment]})
