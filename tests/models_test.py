@@ -228,8 +228,6 @@ def test_bad_models_are_refused():
         create_model("resnet50", num_classes=10)
     with pytest.raises(InputError, match="unknown dtype 'int8'"):
         create_model("vgg", num_classes=10, dtype="int8")
-    with pytest.raises(InputError, match="float64 needs the environment variable JAX_ENABLE_X64"):
-        create_model("vgg", num_classes=10, dtype="float64")
     with pytest.raises(InputError, match="unexpected keyword argument 'depth'"):
         create_model("vgg", num_classes=10, depth=3)
 

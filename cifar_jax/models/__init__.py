@@ -1,7 +1,6 @@
 """The model families by name. A model maps images [B, H, W, 3] to logits or log-probabilities
 [B, num_classes]."""
 
-import jax
 import jax.numpy as jnp
 
 from cifar_jax import InputError
@@ -33,8 +32,6 @@ def create_model(name, *, num_classes, dtype="float32", **kwargs):
         raise InputError(f"unknown model {name!r}; choose one of {', '.join(MODELS)}")
     if dtype not in DTYPES:
         raise InputError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
-    if dtype == "float64" and not jax.config.jax_enable_x64:
-        raise InputError("dtype float64 needs the environment variable JAX_ENABLE_X64=1")
     try:
         return MODELS[name](num_classes=num_classes, dtype=jnp.dtype(dtype), **kwargs)
     except TypeError as error:
