@@ -27,11 +27,10 @@ def search(config, workdir):
     """Train config.search.trials proposals, resuming if `workdir` holds this search; returns
     search.json's content.
 
-    They are ranked by accuracy on the validation images, the mean over epochs (system 001 took the
-    mean too, on the test images)
-    and seeds; the test images are not looked at. Writes search.db (Optuna's study), a run a round
-    (round-*), search.json and search.png. status: 'done' or 'interrupted'. Raises InputError for
-    bad input.
+    They are ranked by accuracy on the validation images, the mean over epochs and seeds; the test
+    images, of which system 001 took the mean, are not looked at. Writes search.db (Optuna's study),
+    a run a round (round-*), search.json and search.png. status: 'done' or 'interrupted'. Raises
+    InputError for bad input.
     """
     ranges = make_ranges(config)
     size, status = config.search.at_once, "done"

@@ -151,11 +151,12 @@ def sources():
             versions = ", ".join(
                 run["versions"][package] for package in ("python", "jax", "flax", "optax")
             )
-            commits = [run["commit"], *(place["commit"] for place in run.get("resumed", []))]
+            sessions = [run, *run.get("resumed", [])]
+            commits = dict.fromkeys(short_commit(session["commit"]) for session in sessions)
             lines.append(
                 f"| {name}{recipe and ':'}{recipe} | {run['seed']} "
                 f"| {run['epochs']:g} of {run['epochs_planned']:g} | {place(run)} | {versions} "
-                f"| {', then '.join(map(short_commit, commits))} |"
+                f"| {', then '.join(commits)} |"
             )
     digests = {run["dataset"]["sha256"]["train"] for run in contents(RUNS)}
     lines += ["", f"Training data by sha256: {', '.join(sorted(digests))}."]
