@@ -285,27 +285,29 @@ CONVOLUTIONS = [  # batch, size, channels, features, kernel, padding, dilation, 
 ]
 
 
+@pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("shape", CONVOLUTIONS)
-def test_cpu_convolution_is_lax_conv_in_value_and_gradient(rng, shape, monkeypatch):
+def test_cpu_convolution_is_lax_conv_in_value_and_gradient(rng, shape, with_bias, monkeypatch):
     batch, size, channels, features, k, padding, dilation, groups = shape
     monkeypatch.setattr(cpu_conv, "BUFFER_BYTES", 40_000)  # several pieces even at these sizes
     monkeypatch.setattr(winograd, "TILE_BYTES", 200_000)
     monkeypatch.setattr(winograd, "KERNEL_GRADIENT_BYTES", 0)
     with jax.enable_x64(True):
-        x, kernel = (
+        arguments = (
             rng.normal(size=(batch, size, size, channels)),
             rng.normal(size=(k, k, channels // groups, features)),
-        )
+            rng.normal(size=features),
+        )[: 3 if with_bias else 2]
 
-        def plain(x, kernel):
+        def plain(x, kernel, bias=None):
             with plain_convolutions():
-                return convolve(x, kernel, padding, dilation, groups)
+                return convolve(x, kernel, padding, dilation, groups, bias)
 
-        def by_products(x, kernel):
-            return cpu_conv.conv(x, block_diagonal(kernel, groups), padding, dilation)
+        def by_products(x, kernel, bias=None):
+            return cpu_conv.conv(x, block_diagonal(kernel, groups), padding, dilation, bias)
 
-        reference, vjp = jax.vjp(plain, x, kernel)
-        ours, our_vjp = jax.vjp(by_products, x, kernel)
+        reference, vjp = jax.vjp(plain, *arguments)
+        ours, our_vjp = jax.vjp(by_products, *arguments)
         dy = rng.normal(size=ours.shape)
         np.testing.assert_allclose(ours, reference, atol=1e-12)
         for a, b in zip(our_vjp(dy), vjp(dy), strict=True):

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
 
-from cifar_jax.models.layers import BatchNorm, Conv, Dense, add_bias, convolve, max_pool
+from cifar_jax.models.layers import BatchNorm, Conv, Dense, convolve, max_pool
 
 
 def whitening_kernel(images, size=2, epsilon=5e-4):
@@ -39,8 +39,8 @@ class Whitening(nn.Module):
         shape = (2, 2, x.shape[-1], 8 * x.shape[-1])
         kernel = self.variable("batch_stats", "kernel", jnp.zeros, shape).value
         bias = self.param("bias", nn.initializers.zeros, shape[-1:])
-        x = convolve(lax.stop_gradient(x).astype(self.dtype), kernel.astype(self.dtype), 0)
-        return add_bias(bias, x)
+        x = lax.stop_gradient(x).astype(self.dtype)
+        return convolve(x, kernel.astype(self.dtype), 0, bias=bias)
 
 
 class AirBench(nn.Module):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cifar_jax.models import winograd
+from cifar_jax.models.channels import add_bias
 from cifar_jax.models.pieces import over_pieces, pad, pieces, split, zeros
 
 BUFFER_BYTES = (
@@ -20,17 +21,17 @@ BUFFER_BYTES = (
 FEWEST = 16  # channels on both sides from which Winograd's transforms pay
 
 
-def conv(x, kernel, padding, dilation=1):
-    """Stride-1 convolution: x [B, H, W, C], kernel [k, k, C, O] -> [B, H', W', O]; zeros outside
-    the image."""
+def conv(x, kernel, padding, dilation=1, bias=None):
+    """Stride-1 convolution: x [B, H, W, C], kernel [k, k, C, O], bias [O] -> [B, H', W', O]; zeros
+    outside the image."""
     if kernel.shape[0] == 1 and not padding:
-        return x @ kernel[0, 0]
+        return add_bias(bias, x @ kernel[0, 0])
     if dilation > 1:
-        return _dilated(x, kernel, padding, dilation)
-    return _conv(x, kernel, padding)
+        return _dilated(x, kernel, padding, dilation, bias)
+    return _conv(x, kernel, padding, bias)
 
 
-def _dilated(x, kernel, padding, dilation):
+def _dilated(x, kernel, padding, dilation, bias):
     """A dilated kernel sees each phase of the pixel grid by itself: the phases become images."""
     batch, height, width, channels = x.shape
     k, _, _, features = kernel.shape
@@ -43,19 +44,19 @@ def _dilated(x, kernel, padding, dilation):
     x = pad(x, ((0, 0), *margin, (0, 0)))
     x = x.reshape(batch, whole[0], dilation, whole[1], dilation, channels)
     x = x.transpose(0, 2, 4, 1, 3, 5).reshape(-1, *whole, channels)
-    y = _conv(x, kernel, 0)
+    y = _conv(x, kernel, 0, bias)
     rows, columns = y.shape[1:3]
     y = y.reshape(batch, dilation, dilation, rows, columns, features).transpose(0, 3, 1, 4, 2, 5)
     y = y.reshape(batch, rows * dilation, columns * dilation, features)
     return y[:, : out[0], : out[1]]
 
 
-def _conv(x, kernel, padding):
+def _conv(x, kernel, padding, bias):
     if kernel.shape[0] != 3 or min(kernel.shape[2:]) < FEWEST:
-        return _unrolled(x, kernel, padding)
+        return add_bias(bias, _unrolled(x, kernel, padding))
     if padding == 1 and max(x.shape[1:3]) <= 3:  # so much padding that leaving it out saves most
-        return _shifted(x, kernel)
-    return winograd.convolve(x, kernel, padding)
+        return add_bias(bias, _shifted(x, kernel))
+    return winograd.convolve(x, kernel, bias, padding)
 
 
 def _overlap(tap, size):

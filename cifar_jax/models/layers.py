@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cifar_jax.models import cpu_conv
+from cifar_jax.models.channels import add_bias, per_channel
 
 
 def uniform_fan_in(fan_in):
@@ -38,18 +39,6 @@ def identity_first(init):
         return kernel.at[k // 2, k // 2, jnp.arange(n), jnp.arange(n)].set(1)
 
     return wrapped
-
-
-def per_channel(vector, x):
-    """`vector` [C] in a shape that broadcasts with x [..., C]."""
-    return vector.reshape((1,) * (x.ndim - 1) + (-1,))
-
-
-def add_bias(bias, x):
-    """x [..., C] + bias [C] in x's dtype, but added in float32 at least: the bias's gradient, a sum
-    over all the rest, would else be one of bfloat16 on GPUs that can add these."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return (wide + per_channel(bias, x)).astype(x.dtype)
 
 
 _plain = contextvars.ContextVar("plain", default=False)
@@ -78,8 +67,8 @@ def block_diagonal(kernel, groups):
     return full.reshape(k, k, groups * channels, features)
 
 
-def convolve(x, kernel, padding, dilation=1, groups=1):
-    """Stride-1 convolution of x [B, H, W, C] with kernel [k, k, C / groups, O].
+def convolve(x, kernel, padding, dilation=1, groups=1, bias=None):
+    """Stride-1 convolution of x [B, H, W, C] with kernel [k, k, C / groups, O], plus bias [O].
 
     The one place where the form depends on the backend: on a single CPU device, cpu_conv;
     elsewhere, and for a map of one row or column, XLA's own. Raises ValueError for a map that the
@@ -93,8 +82,8 @@ def convolve(x, kernel, padding, dilation=1, groups=1):
     one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
     # a map of one row has taps that see nothing, which cpu_conv does not know
     if one_cpu and not _plain.get() and min(x.shape[1:3]) > 1:
-        return cpu_conv.conv(x, kernel, padding, dilation)
-    return lax.conv_general_dilated(
+        return cpu_conv.conv(x, kernel, padding, dilation, bias)
+    x = lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(1, 1),
@@ -103,6 +92,7 @@ def convolve(x, kernel, padding, dilation=1, groups=1):
         feature_group_count=groups,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+    return add_bias(bias, x)
 
 
 def _too_small(x, what):
@@ -131,14 +121,15 @@ class Conv(nn.Module):
         init = uniform_fan_in(k * k * channels)
         kernel_init = identity_first(init) if self.identity else init
         kernel = self.param("kernel", kernel_init, (k, k, channels, self.features))
-        x = convolve(
+        bias = self.param("bias", init, (self.features,)) if self.use_bias else None
+        return convolve(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             self.padding,
             self.dilation,
             self.groups,
+            bias,
         )
-        return add_bias(self.param("bias", init, (self.features,)), x) if self.use_bias else x
 
 
 class Dense(nn.Module):
@@ -152,8 +143,8 @@ class Dense(nn.Module):
     def __call__(self, x):
         init = uniform_fan_in(x.shape[-1])
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
-        x = x.astype(self.dtype) @ kernel.astype(self.dtype)
-        return add_bias(self.param("bias", init, (self.features,)), x) if self.use_bias else x
+        bias = self.param("bias", init, (self.features,)) if self.use_bias else None
+        return add_bias(bias, x.astype(self.dtype) @ kernel.astype(self.dtype))
 
 
 class BatchNorm(nn.Module):

@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 from numpy.polynomial import polynomial
 
+from cifar_jax.models.channels import per_channel
 from cifar_jax.models.pieces import over_pieces, pad, pieces, split, zeros
 
 # Of one piece's transformed tiles. Large enough that XLA splits the transforms over the cores,
@@ -123,9 +124,9 @@ def _wide(x):
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
-def _convolve(x, tiles, padding, contract, turned):
-    """Images [B, H, W, C] by a transformed kernel, whose axis `contract`, 1 or 2, is summed over;
-    `turned`: by the kernel turned by 180 degrees."""
+def _convolve(x, tiles, padding, contract, turned, bias=None):
+    """Images [B, H, W, C] by a transformed kernel, whose axis `contract`, 1 or 2, is summed over,
+    plus bias; `turned`: by the kernel turned by 180 degrees."""
     batch, height, width, channels = x.shape
     features = tiles[0][0].shape[3 - contract]
     height, width = height + 2 * padding - 2, width + 2 * padding - 2
@@ -148,9 +149,12 @@ def _convolve(x, tiles, padding, contract, turned):
         data = _data_tiles(x, padding, rows, columns, turned=turned)
         products = jax.tree.map(multiply, data, tiles)
         lines = [jnp.stack(output(*parts), 1) for parts in zip(*products, strict=True)]
+        halves = [y.transpose(1, 2, 0, 3, 4) for y in output(*lines)]
+        if bias is not None:  # while they are in the cache
+            halves = [y + per_channel(bias, y) for y in halves]
         # [n, rows, 2, columns, 2, O]; stacked, for XLA would make a sum by weights again in every
         # use of it, or on one core while it puts it in place
-        out = jnp.stack([y.transpose(1, 2, 0, 3, 4) for y in output(*lines)], 4)
+        out = jnp.stack(halves, 4)
         out = out.reshape(-1, 2 * rows, 2 * columns, features)
         return out[:, :height, :width].astype(x.dtype)
 
@@ -158,15 +162,16 @@ def _convolve(x, tiles, padding, contract, turned):
     return over_pieces(piece, n, x, (height, width, features))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def convolve(x, kernel, padding):
-    """x [B, H, W, C], kernel [3, 3, C, O] -> [B, H + 2 padding - 2, W + 2 padding - 2, O]."""
-    return _forward(x, kernel, padding)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def convolve(x, kernel, bias, padding):
+    """x [B, H, W, C], kernel [3, 3, C, O], bias [O] or None ->
+    [B, H + 2 padding - 2, W + 2 padding - 2, O]."""
+    return _forward(x, kernel, bias, padding)[0]
 
 
-def _forward(x, kernel, padding):
+def _forward(x, kernel, bias, padding):
     tiles = _kernel_tiles(kernel.astype(_wide(x)))
-    return _convolve(x, tiles, padding, 1, turned=False), (x, tiles)
+    return _convolve(x, tiles, padding, 1, turned=False, bias=bias), (x, tiles, bias)
 
 
 def _backward(padding, residuals, dy):
@@ -176,16 +181,17 @@ def _backward(padding, residuals, dy):
     way round, but for the sign in G. So its tiles are the kernel's own; the data's ends and what
     comes out at them change places.
     """
-    x, tiles = residuals
+    x, tiles, bias = residuals
     dx = _convolve(dy, tiles, 2 - padding, 2, turned=True)
-    return dx, _kernel_gradient(x, dy, padding).astype(x.dtype)
+    dkernel, dbias = _kernel_gradient(x, dy, padding)
+    return dx, dkernel.astype(x.dtype), None if bias is None else dbias.astype(bias.dtype)
 
 
 convolve.defvjp(_forward, _backward)
 
 
 def _kernel_gradient(x, dy, padding):
-    """The cotangent [3, 3, C, O] of `convolve`'s kernel."""
+    """The cotangents [3, 3, C, O] of `convolve`'s kernel and [O] of its bias."""
     batch, height, width, features = dy.shape
     channels = x.shape[-1]
     m = 2 if max(height, width) <= FEWEST_PIXELS else 4
@@ -203,22 +209,27 @@ def _kernel_gradient(x, dy, padding):
         ends = lax.slice_in_dim(y, 0, m, stride=m - 1, axis=axis)
         return _weighted(output.T[1:-1], pixels), jnp.moveaxis(ends, axis, 0)
 
-    def add(sums, parts):
+    def add(totals, parts):
+        sums, dbias = totals
         x, dy = parts
+        dbias = dbias + dy.sum((0, 1, 2), wide)
         margin = ((0, 0), (0, m * rows - height), (0, m * columns - width), (0, 0))
         dy = pad(dy.astype(wide), margin).reshape(n, rows, m, columns, m, features)
         data, out = _data_tiles(x, padding, rows, columns, m), _tiles(dy, lines, 2, 4)
         dimensions = (((1,), (1,)), ((0,), (0,)))
-        return jax.tree.map(
+        sums = jax.tree.map(
             lambda total, d, o: total + lax.dot_general(d, o, dimensions), sums, data, out
-        ), None
+        )
+        return (sums, dbias), None
 
     # of each part, the kernel's transform [points, 9]
     back = [[np.kron(kernel[i], kernel[j]) for j in _parts(m)] for i in _parts(m)]
     sums = [[zeros((len(b), channels, features), wide, dy) for b in row] for row in back]
-    sums, _ = lax.scan(add, sums, (split(x, n), split(dy, n)))
+    totals = sums, zeros((features,), wide, dy)
+    (sums, dbias), _ = lax.scan(add, totals, (split(x, n), split(dy, n)))
     sums = jnp.concatenate([total.reshape(len(total), -1) for row in sums for total in row])
     # one product, and no part of what follows: XLA would compute it again in every use
     sums = lax.optimization_barrier(sums)
     back = jnp.asarray(np.concatenate([b for row in back for b in row]).T, wide)
-    return jnp.dot(back, sums, precision="highest").reshape(3, 3, channels, features)
+    dkernel = jnp.dot(back, sums, precision="highest").reshape(3, 3, channels, features)
+    return dkernel, dbias
