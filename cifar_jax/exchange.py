@@ -138,7 +138,7 @@ def _torch_logits(path, config, trained, images):
     """Of the same by PyTorch."""
     _flax_logits(path, config, trained, images[:1])
     twin = load_torch_twin()
-    network = create_twin(config, trained.class_names, trained.image_shape)
+    network = make_twin(config, trained.class_names, trained.image_shape)
     twin.load_weights(network, read_weights(path))
     _, transform = make_augments(config, trained.image_shape)
     return twin.predict(network, np.asarray(transform(trained.state.key, images)))
@@ -151,7 +151,7 @@ def _program_logits(path, config, trained, images):
     return np.concatenate([first, np.asarray(program.call(images))[1:]])
 
 
-def create_twin(config, class_names, image_shape):
+def make_twin(config, class_names, image_shape):
     """The torch.nn module of the config's network; InputError where PyTorch's side has none."""
     height, width = image_shape[:2]
     if height != width:

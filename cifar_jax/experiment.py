@@ -170,6 +170,8 @@ class Experiment:
 def make_model(config, class_names, image_shape=(32, 32, 3)):
     """The config's flax module; InputError if its fields do not make a network for such images."""
     with _section("model"):
+        if config.model.get("dtype") == "float64":  # JAX would compute in float32
+            raise InputError("a run cannot compute in float64; choose another model.dtype")
         model = create_model(**config.model, num_classes=len(class_names))
         image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
         with plain_convolutions():  # of the same shapes, and soon traced

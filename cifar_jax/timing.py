@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from cifar_jax import weights
 from cifar_jax.dataset import Dataset
-from cifar_jax.exchange import create_twin, load_torch_twin
+from cifar_jax.exchange import load_torch_twin, make_twin
 from cifar_jax.experiment import load_data, make_experiment
 from cifar_jax.steps import make_batches, make_evaluate, make_order, take
 
@@ -60,7 +60,7 @@ class Sides:
     def make_recipe(self, state, dtype="float32", compiled=False):
         """The PyTorch side, with the weights of `state`, on the device, channels_last."""
         config = self.exp.config
-        twin = create_twin(config, self.exp.class_names, self.exp.test.images.shape[1:])
+        twin = make_twin(config, self.exp.class_names, self.exp.test.images.shape[1:])
         self.twin.load_weights(twin, self.state_dict(state))
         self.twin.move(twin, self.device)
         return self.twin.Recipe(

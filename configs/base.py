@@ -47,7 +47,7 @@ def get_config():
     c.model = ConfigDict()
     # vgg | convnet | resnet | mixture | dilated | airbench; its other fields can be set beside it
     c.model.name = ""
-    # compute dtype: float32 | bfloat16; parameters and statistics stay float32
+    # compute dtype: float32 | bfloat16 | float16; parameters and statistics stay float32
     c.model.dtype = "float32"
 
     c.loss = ConfigDict()
