@@ -1,7 +1,7 @@
 """Faults injected for real into runs of the program; every run must end as if there had been none.
 
 Marked with the cases of docs/reliability.md. Faults of files are in data_test.py,
-checkpoint_test.py and fuzz_test.py, those of several processes in distributed_test.py.
+checkpoint_test.py and fuzz_run_test.py, those of several processes in distributed_test.py.
 """
 
 import errno

@@ -278,7 +278,7 @@ BAD = {
     ),
     "no epochs": ((*QUICK, "--config.epochs=0", "--workdir=W"), "epochs must be at least 1"),
     "unknown dtype": ((*QUICK, "--config.model.dtype=int4", "--workdir=W"), "unknown dtype 'int4'"),
-    "float64": ((*QUICK, "--config.model.dtype=float64", "--workdir=W"), "cannot compute in float64"),
+    "float64": ((*QUICK, "--config.model.dtype=float64", "--workdir=W"), "compute in float64"),
     "unknown augmentation": (
         (*QUICK, "--config.augment.ops=('blur', 'normalize')", "--workdir=W"),
         "augmentation 'blur'",
