@@ -33,7 +33,7 @@ EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "50"))
 SECONDS = 30  # of an example; it shares the machine
 BOUND = 256 << 20  # bytes of resident memory, beyond the input's size
 OUTCOMES = {}  # reader: what its inputs gave
-IMAGE_BOUND = 12 * images.PIXELS + (64 << 20)
+IMAGE_BOUND = 12 * images.PIXELS + (64 << 20)  # what the pixels of one need
 
 
 class Hang(BaseException):

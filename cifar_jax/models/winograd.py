@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 from numpy.polynomial import polynomial
 
-from cifar_jax.models.channels import per_channel
+from cifar_jax.models.channels import add_bias
 from cifar_jax.models.pieces import over_pieces, pad, pieces, split, zeros
 
 # Of one piece's transformed tiles. Large enough that XLA splits the transforms over the cores,
@@ -149,9 +149,8 @@ def _convolve(x, tiles, padding, contract, turned, bias=None):
         data = _data_tiles(x, padding, rows, columns, turned=turned)
         products = jax.tree.map(multiply, data, tiles)
         lines = [jnp.stack(output(*parts), 1) for parts in zip(*products, strict=True)]
-        halves = [y.transpose(1, 2, 0, 3, 4) for y in output(*lines)]
-        if bias is not None:  # while they are in the cache
-            halves = [y + per_channel(bias, y) for y in halves]
+        # the bias while they are in the cache
+        halves = [add_bias(bias, y.transpose(1, 2, 0, 3, 4)) for y in output(*lines)]
         # [n, rows, 2, columns, 2, O]; stacked, for XLA would make a sum by weights again in every
         # use of it, or on one core while it puts it in place
         out = jnp.stack(halves, 4)
