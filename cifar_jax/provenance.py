@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import re
 import subprocess
 
 import jax
@@ -15,18 +16,32 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 def environment():
     """{device, versions, commit}: the devices in words, of Python and PACKAGES, git's."""
-    device = sharding.first_device()
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    name = (
-        device.device_kind
-        if device.platform != "cpu"
-        else f"cpu ({platform.processor() or platform.machine()})"
-    )
+    name = f"cpu ({device_name()})" if sharding.first_device().platform == "cpu" else device_name()
     return {
         "device": f"{jax.device_count()} x {name}",
         "versions": {"python": platform.python_version(), **versions},
         "commit": _commit(),
     }
+
+
+def device_name():
+    """The GPU's name, or the CPU's model and how many of its cores this process may use."""
+    device = sharding.first_device()
+    if device.platform != "cpu":
+        return device.device_kind
+    try:
+        found = re.search("model name.*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    model = found[1].strip() if found else platform.processor() or platform.machine()
+    return f"{model}, {_cores()} cores"
+
+
+def _cores():
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
 
 
 def _commit():

@@ -24,7 +24,7 @@ from cifar_jax.experiment import check_seeds, make_experiment
 from cifar_jax.metrics import Metrics
 from cifar_jax.optim import constant, make_optimizer, make_schedules
 from cifar_jax.provenance import environment
-from cifar_jax.significance import interval, paired
+from cifar_jax.significance import interval, paired, told
 from cifar_jax.steps import repeat
 from cifar_jax.train import Interruption, Run, all_finite, figures, figures_of, per_class
 
@@ -82,15 +82,6 @@ def summary_lines(settings):
             yield f"{', '.join(named) or 'all seeds'}: test accuracy {told(setting['test'], '%')}"
         if setting["difference"]:
             yield f"  more than the first: {told(setting['difference'], 'points')}"
-
-
-def told(found, unit):
-    """significance.interval in words."""
-    text = f"{found['mean']:.2f} {unit}, n {found['n']}"
-    if found["interval"]:
-        low, high = found["interval"]
-        text += f", sd {found['sd']:.2f}, 95 % interval {low:.2f} to {high:.2f}"
-    return text
 
 
 def train_replicas(exp, workdir, interruption, test=True):

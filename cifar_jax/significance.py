@@ -15,6 +15,15 @@ def interval(values):
     return {"n": n, "mean": mean, "sd": sd, "interval": [mean - half, mean + half]}
 
 
+def told(found, unit):
+    """`interval` in words."""
+    text = f"{found['mean']:.2f} {unit}, n {found['n']}"
+    if found["interval"]:
+        low, high = found["interval"]
+        text += f", sd {found['sd']:.2f}, 95 % interval {low:.2f} to {high:.2f}"
+    return text
+
+
 def paired(ours, theirs):
     """`interval` of ours - theirs, pair by pair, and the p_value of the paired t-test.
 

@@ -18,7 +18,6 @@ import importlib
 import importlib.metadata
 import os
 import pathlib
-import re
 import sys
 import tempfile
 import time
@@ -36,7 +35,7 @@ from cifar_jax.exchange import load_torch_twin  # noqa: E402
 from cifar_jax.experiment import load_data, make_experiment  # noqa: E402
 from cifar_jax.flops import TRAINING, forward_macs  # noqa: E402
 from cifar_jax.models import MODELS  # noqa: E402
-from cifar_jax.provenance import environment  # noqa: E402
+from cifar_jax.provenance import device_name, environment  # noqa: E402
 from cifar_jax.workdir import short_commit  # noqa: E402
 
 CONFIGS = {name: name for name in ("vgg", "convnet", "resnet", "mixture", "dilated")}
@@ -125,18 +124,6 @@ def twin_or_none():
         return load_torch_twin()
     except InputError:
         return None
-
-
-def device_name():
-    """The GPU's name or the CPU's model and how many of its cores there are."""
-    device = jax.devices()[0]
-    if device.platform != "cpu":
-        return device.device_kind
-    try:
-        found = re.search("model name.*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    return f"{found[1].strip() if found else 'cpu'}, {len(os.sched_getaffinity(0))} cores"
 
 
 def provenance(args, twin):

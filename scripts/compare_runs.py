@@ -363,13 +363,7 @@ def main(argv):
     args = parser.parse_args(argv)
     groups, contrasts = compare(args.runs, args.out)
     for group in groups:
-        s = group["summary"]
-        spread = (
-            f", sd {s['sd']:.2f}, 95 % interval {s['interval'][0]:.2f} to {s['interval'][1]:.2f}"
-            if s["interval"]
-            else ""
-        )
-        print(f"{group['label']}: n {s['n']}, test accuracy {s['mean']:.2f} %{spread}")
+        print(f"{group['label']}: test accuracy {significance.told(group['summary'], '%')}")
     for c in contrasts:
         print(f"{c['verdict']} {c['how']}")
     if not contrasts:
