@@ -195,10 +195,11 @@ def _torch_form(sides, dtype, task, steps, compiled):
     return Form(run, steps * sides.size(0), setup, None)
 
 
-def time_forms(makers, rounds):
+def time_forms(makers, rounds, least_seconds=0.0):
     """{form name: timing} of {form name: function that makes the Form}: all are made and warmed up,
     then measured in turn in each of `rounds` rounds, in every other one in reverse, for the machine
-    may be getting slower or faster.
+    may be getting slower or faster. There are more rounds until `least_seconds` have passed: else a
+    neighbour that is busy for half a minute would have all rounds of a short task.
 
     images_per_second (median of the rounds), `spread` (smallest, largest), their number n and
     `rounds`, all of them in turn; first_steps: seconds from data at hand and nothing compiled to
@@ -219,10 +220,12 @@ def time_forms(makers, rounds):
         form.run()
         forms[name], rates[name] = form, []
         print(f"{name}: ready after {first:.1f} s", flush=True)
-    for i in range(rounds):
+    began, i = time.perf_counter(), 0
+    while i < rounds or time.perf_counter() - began < least_seconds:
         for name, form in [*forms.items()][:: -1 if i % 2 else 1]:
             time.sleep(REST)
             rates[name].append(form.images / seconds(form.run))
+        i += 1
     for name, values in rates.items():
         timing[name] |= {**summarize(values, "images_per_second"), "rounds": values}
     return timing

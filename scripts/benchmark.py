@@ -68,6 +68,7 @@ def parse():
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--measure", default="speed,start", help="joined by commas")
     parser.add_argument("--rounds", type=int, default=5, help="of timing, every form once in each")
+    parser.add_argument("--task-seconds", type=float, default=0.0, help="more rounds until then")
     parser.add_argument("--no-compiled", action="store_true", help="leave torch.compile out")
     parser.add_argument("--data-dir", help="CIFAR-10; else random pixels, which take as long")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing after")
@@ -230,7 +231,7 @@ def measure_speed(args, entry, config, sizes, twin):
                 name: functools.partial(timing.make_form, sides, name, task=task, steps=steps)
                 for name in names
             }
-            timed = timing.time_forms(makers, args.rounds)
+            timed = timing.time_forms(makers, args.rounds, args.task_seconds)
             entry.setdefault("batches", {}).setdefault(str(batch_size), {})[task] = timed
             yield
 
@@ -350,7 +351,7 @@ def markdown(result):
         for dtype, values in result["peaks"].items()
     )
     lines = [
-        f"{result['device']}; {result['settings']['rounds']} rounds, medians; {result['data']}; "
+        f"{result['device']}; {rounds(result['settings'])}, medians; {result['data']}; "
         f"peak of a matrix product: {peak}; "
         f"GLIBC_TUNABLES {result['glibc_tunables'] or 'not set'}; "
         f"{versions(result)}.",
@@ -396,6 +397,13 @@ def markdown(result):
             )
     failed = [f"{n}: {e['error']}" for n, e in result["families"].items() if "error" in e]
     return "\n".join([*lines, *(["", *failed] if failed else [])]) + "\n"
+
+
+def rounds(settings):
+    """In words how long each task was measured."""
+    least = settings.get("task_seconds")  # not in older files
+    more = f" and {least:g} s of them" if least else ""
+    return f"{'at least ' if least else ''}{settings['rounds']} rounds{more} a task"
 
 
 def ratio(ours, theirs):

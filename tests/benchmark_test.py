@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 
 import flax.linen as nn
 import jax
@@ -161,6 +162,14 @@ def test_forms_take_turns_and_failures_are_told():
         assert form["n"] == 3 and 1.0 <= form["first_steps"] < 1.5
         low, high = form["spread"]
         assert low <= form["images_per_second"] <= high
+
+
+def test_a_short_task_has_more_rounds():
+    form = timing.Form(lambda: time.sleep(0.05), 10, 1.0, None)
+    began = time.perf_counter()
+    timed = timing.time_forms({"jax float32": lambda: form}, rounds=1, least_seconds=1.0)
+    assert time.perf_counter() - began >= 1.0
+    assert 2 <= timed["jax float32"]["n"] == len(timed["jax float32"]["rounds"]) <= 3
 
 
 def test_a_fresh_process_sees_its_environment_and_leaves_ours():

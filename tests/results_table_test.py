@@ -221,7 +221,7 @@ def test_benchmarks_are_shown_but_for_small_runs_and_growth_apart(tmp_path, monk
     row = "| vgg, 32 | bfloat16 | train | 1,000 (25.0 %) | 500 (12.5 %) | 2.00 (1.90 to 2.15) |"
     assert text.count(row) == 1
     assert "| vgg, 64 | bfloat16 | train | 1,000 (25.0 %) | - | - |" in text
-    assert "NVIDIA H200; 5 rounds" in text
+    assert "NVIDIA H200; 5 rounds a task" in text
     assert "25 % of its median (the middle of all forms), at most 25 % (vgg, train, jax" in text
     assert "width" not in text
     assert "| width | 16 | 6.000 | 3.00 | 4.00 | 0.75 |" in results_table.growth()
