@@ -435,7 +435,8 @@ def draw_benchmark(rows):
         axes.grid(axis="y", visible=False)
     handles, labels = panels[0].get_legend_handles_labels()
     note = "images/s beside each bar; family, batch"
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, title=note)
+    columns = min(4, 2 * len(rows))  # more would be wider than the figure
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=note)
     return figure
 
 

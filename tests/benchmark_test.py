@@ -263,3 +263,15 @@ def test_chart_has_a_panel_a_dtype_and_survives_gaps(tmp_path):
     assert bars == pytest.approx([40.0] * 3)
     report.save({"chart": figure}, tmp_path)
     assert (tmp_path / "chart.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("dtypes", [["float32"], ["float32", "bfloat16"]])
+def test_charts_legend_fits_in_it(dtypes):
+    form = {"mfu": 0.4, "images_per_second": 100.0, "spread": [90.0, 120.0]}
+    forms = dict.fromkeys(["jax", "jax.given", "torch", "torch.compile"], form)
+    figure = report.draw_benchmark({dtype: {("vgg", "32"): forms} for dtype in dtypes})
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == 4
+    low, high = legend.get_window_extent().intervalx
+    assert 0 <= low and high <= figure.bbox.width
