@@ -274,4 +274,4 @@ def test_charts_legend_fits_in_it(dtypes):
     (legend,) = figure.legends
     assert len(legend.get_texts()) == 4
     low, high = legend.get_window_extent().intervalx
-    assert 0 <= low and high <= figure.bbox.width
+    assert low >= 0 and high <= figure.bbox.width
