@@ -93,6 +93,8 @@ def parse():
         refuse(f"--batch: {','.join(args.batch)} is not 'recipe' or numbers of at least 1")
     if args.rounds < 1:
         refuse("--rounds must be at least 1")
+    if not 0 <= args.task_seconds < float("inf"):
+        refuse("--task-seconds must be a finite number of at least 0")
     return args
 
 

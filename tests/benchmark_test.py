@@ -240,6 +240,7 @@ def test_quick_growth_counts_the_work_exactly(tmp_path):
         ("benchmark.py", ("--dtypes=int4",), "unknown 'int4'"),
         ("benchmark.py", ("--batch=recipe,0",), "numbers of at least 1"),
         ("benchmark.py", ("--rounds=0",), "--rounds must be at least 1"),
+        ("benchmark.py", ("--task-seconds=inf",), "--task-seconds must be a finite number"),
         ("benchmark.py", ("--device=gpu", "--quick"), "no gpu here"),
         ("growth.py", ("--rounds=0",), "--rounds must be at least 1"),
         ("growth.py", ("--out=/proc/nothing/x.json",), "cannot write"),
