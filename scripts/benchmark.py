@@ -68,7 +68,7 @@ def parse():
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--measure", default="speed,start", help="joined by commas")
     parser.add_argument("--rounds", type=int, default=5, help="of timing, every form once in each")
-    parser.add_argument("--task-seconds", type=float, default=0.0, help="more rounds until then")
+    parser.add_argument("--task-seconds", type=float, default=0.0, help="of rounds, at least")
     parser.add_argument("--no-compiled", action="store_true", help="leave torch.compile out")
     parser.add_argument("--data-dir", help="CIFAR-10; else random pixels, which take as long")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing after")

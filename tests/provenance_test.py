@@ -1,6 +1,7 @@
 """A result names the code that made it."""
 
 import importlib.util
+import os
 import pathlib
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ def test_a_checkout_names_its_commit_and_whether_files_differ():
     made = provenance.environment()
     assert made["commit"] == git("rev-parse", "HEAD") + ("-dirty" if differ else "")
     assert made["device"] == f"{jax.device_count()} x cpu ({provenance.device_name()})"
+    assert made["device"].endswith(f", {len(os.sched_getaffinity(0))} cores)")
     assert made["versions"].keys() == {"python", *provenance.PACKAGES}
     assert made["versions"]["jax"] == jax.__version__
 
