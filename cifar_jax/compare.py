@@ -1,6 +1,5 @@
 """--mode=compare: the same recipe trained and timed in JAX and in PyTorch, side by side."""
 
-import functools
 import importlib.metadata
 import os
 
@@ -65,18 +64,19 @@ def compare(config, workdir):
             for seed in range(config.seed + len(runs), config.seed + config.compare.seeds):
                 runs.append(pairs.train_pair(seed))
                 files.write_json(path / "comparison.json", comparison)
-        twin.set_float32(fast=True)
         comparison["accuracy"] = summarize(runs)
-        comparison["timing"] = timing.time_forms(
-            {
-                name: functools.partial(timing.make_form, sides, name, steps=config.compare.steps)
-                for name in timing.form_names(config.compare.dtypes, config.compare.compiled)
-            },
-            config.compare.rounds,
-        )
+        with timing.frameworks() as processes:
+            comparison["timing"] = timing.time_forms(
+                processes,
+                config.to_dict(),
+                timing.form_names(config.compare.dtypes, config.compare.compiled),
+                steps=config.compare.steps,
+                rounds=config.compare.rounds,
+            )
         for name, form in comparison["timing"].items():
             if "error" not in form and name.endswith(config.compare.dtypes[0]):
-                fresh = timing.in_own_process(timing.fresh_start, config.to_dict(), name)
+                with timing.OwnProcess() as process:
+                    fresh = process(timing.fresh_start, config.to_dict(), name)
                 form["peak_memory"] = fresh["peak_memory"]
         comparison["status"] = "done"
         files.write_json(path / "comparison.json", comparison)

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pathlib
 import resource
+import threading
 import time
 from collections.abc import Callable
 
@@ -195,40 +196,69 @@ def _torch_form(sides, dtype, task, steps, compiled):
     return Form(run, steps * sides.size(0), setup, None)
 
 
-def time_forms(makers, rounds, least_seconds=0.0):
-    """{form name: timing} of {form name: function that makes the Form}: all are made and warmed up,
-    then measured in turn in each of `rounds` rounds, in every other one in reverse, for the machine
-    may be getting slower or faster. There are more rounds until `least_seconds` have passed: else a
-    neighbour that is busy for half a minute would have all rounds of a short task.
+def time_forms(
+    processes, config, names, *, task="train", steps, rounds, least_seconds=0.0, sizes=None
+):
+    """{form name: timing} of the forms `names` of `task`: all are made and warmed up, each in that
+    of `processes` ({framework: OwnProcess}) which is its framework's, then measured in turn in each
+    of `rounds` rounds, in every other one in reverse, for the machine may be getting slower or
+    faster. There are more rounds until `least_seconds` have passed: else a neighbour that is busy
+    for half a minute would have all rounds of a short task.
 
-    images_per_second (median of the rounds), `spread` (smallest, largest), their number n and
+    `config` is a nested dict; with `sizes` the data are random_splits(sizes), else the config's
+    own. images_per_second (median of the rounds), `spread` (smallest, largest), their number n and
     `rounds`, all of them in turn; first_steps: seconds from data at hand and nothing compiled to
     the first run() done, imports aside; compile: of these, JAX's tracing and compilation. A form of
     torch.compile that fails has its `error` instead.
     """
-    forms, timing, rates = {}, {}, {}
-    for name, make in makers.items():
-        try:
-            form = make()
-            first = form.setup_seconds + seconds(form.run)
-        except Exception as error:
-            if not name.startswith("torch.compile"):
-                raise
-            timing[name] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
-            continue
-        timing[name] = {"first_steps": first, "compile": form.compile_seconds}
-        form.run()
-        forms[name], rates[name] = form, []
-        print(f"{name}: ready after {first:.1f} s", flush=True)
+    home = {name: processes[framework(name)] for name in names}
+    timing = {}
+    for process in dict.fromkeys(home.values()):
+        theirs = [name for name in names if home[name] is process]
+        timing |= process(_make_forms, config, sizes, theirs, task, steps)
+    rates = {name: [] for name in names if "error" not in timing[name]}
     began, i = time.perf_counter(), 0
     while i < rounds or time.perf_counter() - began < least_seconds:
-        for name, form in [*forms.items()][:: -1 if i % 2 else 1]:
+        for name in [*rates][:: -1 if i % 2 else 1]:
             time.sleep(REST)
-            rates[name].append(form.images / seconds(form.run))
+            rates[name].append(home[name](_time_form, name))
         i += 1
     for name, values in rates.items():
         timing[name] |= {**summarize(values, "images_per_second"), "rounds": values}
     return timing
+
+
+_forms = {}  # {name: Form} that this process has made to be timed
+
+
+def _make_forms(config, sizes, names, task, steps):
+    """What time_forms says of the forms before they are measured; they are left in _forms."""
+    _forms.clear()
+    config, twin = ConfigDict(config), None
+    if "torch" in map(framework, names):
+        twin = load_torch_twin()
+        twin.torch.compiler.reset()  # else it gives up after eight compilations
+    sides = Sides(make_experiment(config, splits=_splits(config, sizes)), twin)
+    found = {}
+    for name in names:
+        try:
+            form = make_form(sides, name, task=task, steps=steps)
+            first = form.setup_seconds + seconds(form.run)
+        except Exception as error:
+            if not name.startswith("torch.compile"):
+                raise
+            found[name] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+            continue
+        found[name] = {"first_steps": first, "compile": form.compile_seconds}
+        form.run()
+        _forms[name] = form
+        print(f"{name}: ready after {first:.1f} s", flush=True)
+    return found
+
+
+def _time_form(name):
+    """Images per second of one run of a form that _make_forms has made in this process."""
+    return _forms[name].images / seconds(_forms[name].run)
 
 
 def seconds(run):
@@ -243,26 +273,71 @@ def summarize(values, name):
     return {name: float(np.median(values)), "spread": [min(values), max(values)], "n": len(values)}
 
 
+class OwnProcess:
+    """A Python process of its own: process(function, *arguments) is the function's result there.
+
+    It sees the variables `environment`, keeps its modules' globals between calls, and ends with the
+    `with` block or with this process. The call after one that it did not survive has a fresh one.
+    """
+
+    def __init__(self, environment=()):
+        self.environment, self.pool = dict(environment), None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._end()
+
+    def __call__(self, function, *arguments):
+        if self.pool is None:
+            self._begin()
+        try:
+            return self.pool.submit(function, *arguments).result()
+        except concurrent.futures.process.BrokenProcessPool:
+            self._end()
+            raise
+
+    def _begin(self):
+        context = multiprocessing.get_context("spawn")
+        self.pool = concurrent.futures.ProcessPoolExecutor(
+            1, mp_context=context, initializer=_end_with_parent
+        )
+        before = dict(os.environ)
+        os.environ.update(self.environment)
+        try:
+            self.pool.submit(int).result()  # it begins with the first call
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+    def _end(self):
+        if self.pool is not None:
+            self.pool.shutdown()
+        self.pool = None
+
+
+def _end_with_parent():
+    """End this process when the one that began it has, however that ended."""
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 @contextlib.contextmanager
-def _environment(variables):
-    """os.environ with `variables` too, while entered."""
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+def frameworks(torch=True):
+    """{'jax': OwnProcess, 'torch' unless not `torch`: OwnProcess}, so that neither's threads and
+    memory are in the other's way."""
+    with OwnProcess() as ours, OwnProcess() as theirs:
+        yield {"jax": ours, "torch": theirs} if torch else {"jax": ours}
 
 
-def in_own_process(function, *arguments, environment=()):
-    """function(*arguments) in a fresh Python process, which sees the variables `environment`."""
-    context = multiprocessing.get_context("spawn")
-    with (
-        _environment(dict(environment)),
-        concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool,
-    ):
-        return pool.submit(function, *arguments).result()
+def framework(name):
+    """Which of frameworks() the form `name` runs in."""
+    return name.split(" ")[0].split(".")[0]
 
 
 def random_splits(sizes, classes=10, seed=0):
@@ -277,16 +352,20 @@ def random_splits(sizes, classes=10, seed=0):
     }
 
 
+def _splits(config, sizes):
+    """random_splits of `sizes`, or the config's data without them."""
+    return random_splits(sizes) if sizes else load_data(config)
+
+
 def fresh_start(config, name, sizes=None):
-    """What the form `name` costs in a process of its own: call it through in_own_process.
+    """What the form `name` costs in a fresh process: call it in an OwnProcess.
 
     first_step: seconds from the data in memory to the first training step done, imports aside:
     network, weights, tracing, compilation and the step. peak_memory: see there. `config` is a
     nested dict; with `sizes` the data are random_splits(sizes), else the config's own.
     """
     config = ConfigDict(config)
-    splits = random_splits(sizes) if sizes else load_data(config)
-    twin = load_torch_twin() if name.startswith("torch") else None
+    splits, twin = _splits(config, sizes), load_torch_twin() if framework(name) == "torch" else None
     gc.freeze()  # as main.py does
     made = time.perf_counter()
     sides = Sides(make_experiment(config, splits=splits), twin)

@@ -1,19 +1,18 @@
 """Speed of every family beside PyTorch on this device: python scripts/benchmark.py --device gpu
 
 Measured in turn within one run, JAX, PyTorch eager and torch.compile (channels_last, autocast for
-bfloat16), at the recipe's batch size and at 512: images/s of training and of evaluation, each also
-as a share (`mfu`) of the peak that a large matrix product reached in this run; and, each in a fresh
-process, the time to the first step with an empty and with a filled compilation cache, and the peak
-memory. JAX augments within the step; PyTorch is handed finished batches, and so, in a form of its
-own, is JAX. FLOPs are exact counts of convolutions and matrix products (cifar_jax/flops.py), three
-forward passes' worth for training.
+bfloat16), each framework in a process of its own, at the recipe's batch size and at 512: images/s
+of training and of evaluation, each also as a share (`mfu`) of the peak that a large matrix product
+reached in this run; and, each in a fresh process, the time to the first step with an empty and with
+a filled compilation cache, and the peak memory. JAX augments within the step; PyTorch is handed
+finished batches, and so, in a form of its own, is JAX. FLOPs are exact counts of convolutions and
+matrix products (cifar_jax/flops.py), three forward passes' worth for training.
 
 Writes --out (default results/benchmarks/DEVICE.json) as it goes, and at the end a table
 (.md) and a chart (.png) beside it. --quick is a small run that shows that all works.
 """
 
 import argparse
-import functools
 import importlib
 import importlib.metadata
 import os
@@ -148,31 +147,8 @@ def provenance(args, twin):
 
 def benchmark(args, out, twin):
     """Measure what `args` ask for; see the file's docstring."""
-    sizes = None if args.data_dir else (QUICK_SIZES if args.quick else SIZES)
-    result = {"status": "running", **provenance(args, twin)}
-    result["data"] = "CIFAR-10" if args.data_dir else f"random pixels, {sizes['train']} images"
-    if args.quick:
-        result["data"] += "; narrow networks: these figures say nothing about speed"
-    result["peaks"], result["families"] = {dtype: {} for dtype in args.dtypes}, {}
-    raise_peaks(result["peaks"], twin)
-    for measure, function in (("speed", measure_speed), ("start", measure_start)):
-        for family in args.families if measure in args.measure else ():
-            if time.monotonic() - args.began > args.seconds:
-                print(f"{family}: {measure} left out, the time is spent", flush=True)
-                continue
-            entry = result["families"].setdefault(family, {})
-            print(f"{family}: {measure}", flush=True)
-            try:
-                raise_peaks(result["peaks"], twin)
-                for _ in function(args, entry, family_config(family, args), sizes, twin):
-                    set_shares(result)
-                    files.write_json(out, result)  # what is measured stays if this is stopped
-            except Exception as error:  # one family that fails leaves the others their figures
-                entry["error"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-                print(f"{family}: {entry['error']}", flush=True)
-            files.write_json(out, result)
-    result["status"] = "done"
-    files.write_json(out, result)
+    with timing.frameworks(torch=twin is not None) as processes:
+        result = measure(args, out, twin, processes)
     text = markdown(result)
     out.with_suffix(".md").write_text(text)
     rows = chart_rows(result)
@@ -182,6 +158,37 @@ def benchmark(args, out, twin):
     failed = [name for name, entry in result["families"].items() if "error" in entry]
     if failed:
         sys.exit(f"benchmark.py: failed: {', '.join(failed)}")
+
+
+def measure(args, out, twin, processes):
+    """What `args` ask for, also written to `out` as it comes; `processes` are timing.frameworks."""
+    sizes = None if args.data_dir else (QUICK_SIZES if args.quick else SIZES)
+    result = {"status": "running", **provenance(args, twin)}
+    result["data"] = "CIFAR-10" if args.data_dir else f"random pixels, {sizes['train']} images"
+    if args.quick:
+        result["data"] += "; narrow networks: these figures say nothing about speed"
+    result["peaks"], result["families"] = {dtype: {} for dtype in args.dtypes}, {}
+    raise_peaks(result["peaks"], processes)
+    for name, function in (("speed", measure_speed), ("start", measure_start)):
+        for family in args.families if name in args.measure else ():
+            if time.monotonic() - args.began > args.seconds:
+                print(f"{family}: {name} left out, the time is spent", flush=True)
+                continue
+            entry = result["families"].setdefault(family, {})
+            print(f"{family}: {name}", flush=True)
+            try:
+                raise_peaks(result["peaks"], processes)
+                config = family_config(family, args)
+                for _ in function(args, entry, config, sizes, twin, processes):
+                    set_shares(result)
+                    files.write_json(out, result)  # what is measured stays if this is stopped
+            except Exception as error:  # one family that fails leaves the others their figures
+                entry["error"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                print(f"{family}: {entry['error']}", flush=True)
+            files.write_json(out, result)
+    result["status"] = "done"
+    files.write_json(out, result)
+    return result
 
 
 def family_config(family, args):
@@ -215,11 +222,11 @@ def make_sides(config, batch_size, sizes, twin):
     return sides
 
 
-def measure_speed(args, entry, config, sizes, twin):
+def measure_speed(args, entry, config, sizes, twin, processes):
     """Add batches.SIZE.{train,evaluate}.FORM: what time_forms measures; yields after each task."""
+    entry["recipe_batch"] = config.batch_size
     for batch_size in batch_sizes(args, config):
         sides = make_sides(config, batch_size, sizes, twin)
-        entry["recipe_batch"] = config.batch_size
         entry["macs"] = forward_macs(sides.exp.model.clone(dtype=np.float32))
         entry["params"] = sides.exp.count_params()
         steps = 1 if args.quick else max(1, IMAGES[args.device] // batch_size)
@@ -227,18 +234,21 @@ def measure_speed(args, entry, config, sizes, twin):
         for task in ("train", "evaluate"):
             given = with_torch and task == "train"
             names = timing.form_names(args.dtypes, not args.no_compiled, with_torch, given)
-            if sides.twin:
-                sides.twin.torch.compiler.reset()  # else it gives up after eight compilations
-            makers = {
-                name: functools.partial(timing.make_form, sides, name, task=task, steps=steps)
-                for name in names
-            }
-            timed = timing.time_forms(makers, args.rounds, args.task_seconds)
+            timed = timing.time_forms(
+                processes,
+                sides.exp.config.to_dict(),
+                names,
+                task=task,
+                steps=steps,
+                rounds=args.rounds,
+                least_seconds=args.task_seconds,
+                sizes=sizes,
+            )
             entry.setdefault("batches", {}).setdefault(str(batch_size), {})[task] = timed
             yield
 
 
-def measure_start(args, entry, config, sizes, twin):
+def measure_start(args, entry, config, sizes, twin, _):
     """Add start.FORM: first_step {cold, warm} in seconds and peak_memory in bytes, at the smallest
     of the batch sizes; each figure from a fresh process. Yields after each form."""
     batch_size = batch_sizes(args, config)[0]
@@ -256,9 +266,8 @@ def measure_start(args, entry, config, sizes, twin):
             }
             steps = {}
             for state in ("cold", "warm") if kind != "torch" else ("cold",):  # it keeps nothing
-                found = timing.in_own_process(
-                    timing.fresh_start, config.to_dict(), name, sizes, environment=variables
-                )
+                with timing.OwnProcess(variables) as process:
+                    found = process(timing.fresh_start, config.to_dict(), name, sizes)
                 steps[state] = found["first_step"]
         entry.setdefault("start", {})[name] = {
             "first_step": steps,
@@ -268,12 +277,14 @@ def measure_start(args, entry, config, sizes, twin):
         yield
 
 
-def raise_peaks(peaks, twin):
-    """Raise peaks[dtype][side] to what is reached now; once would not do, for a machine that others
-    use has slow minutes."""
+def raise_peaks(peaks, processes):
+    """Raise peaks[dtype][framework] to what is reached now; once would not do, for a machine that
+    others use has slow minutes."""
     for dtype, best in peaks.items():
-        for side, reached in matrix_product(dtype, twin).items():
-            best[side] = max(reached, best.get(side, 0.0))
+        for name, process in processes.items():
+            best[name] = max(process(matrix_product, dtype, name), best.get(name, 0.0))
+        reached = ", ".join(f"{name} {value / 1e12:.3f}" for name, value in best.items())
+        print(f"{dtype}: {reached} TFLOP/s", flush=True)
 
 
 def set_shares(result):
@@ -288,34 +299,32 @@ def set_shares(result):
                         form["mfu"] = form["images_per_second"] * flops / peak
 
 
-def matrix_product(dtype, twin):
-    """{'jax', 'torch'}: FLOP/s of a large square matrix product in `dtype`, the best of 5 rounds.
+def matrix_product(dtype, framework):
+    """FLOP/s of a large square matrix product in `dtype`, the best of 5 rounds.
 
     float32 on a GPU with tf32 allowed, as the convolutions of both sides have it.
     """
     on_gpu = jax.default_backend() == "gpu"
     n, count = (8192, 10) if on_gpu else (2048, 1)
     a, b = np.random.default_rng(0).normal(size=(2, n, n)).astype(np.float32)
-    product = jax.jit(jax.numpy.matmul)
-    ours = jax.numpy.asarray(a, dtype), jax.numpy.asarray(b, dtype)
-    runs = {"jax": lambda: jax.block_until_ready([product(*ours) for _ in range(count)][-1])}
-    if twin:
-        device = "cuda" if on_gpu else "cpu"
+    if framework == "jax":
+        product = jax.jit(jax.numpy.matmul)
+        a, b = jax.numpy.asarray(a, dtype), jax.numpy.asarray(b, dtype)
+
+        def run():
+            jax.block_until_ready([product(a, b) for _ in range(count)][-1])
+    else:
+        twin, device = load_torch_twin(), "cuda" if on_gpu else "cpu"
         twin.set_float32(fast=True)
-        theirs = [twin.torch.from_numpy(x).to(device, twin.DTYPES[dtype]) for x in (a, b)]
+        a, b = (twin.torch.from_numpy(x).to(device, twin.DTYPES[dtype]) for x in (a, b))
 
         def run():
             for _ in range(count):
-                theirs[0] @ theirs[1]
+                a @ b
             twin.synchronize(device)
 
-        runs["torch"] = run
-    best = {}
-    for name, run in runs.items():
-        run()
-        best[name] = 2 * n**3 * count / min(timing.seconds(run) for _ in range(5))
-    print(f"{dtype}: " + ", ".join(f"{k} {v / 1e12:.3f} TFLOP/s" for k, v in best.items()))
-    return best
+    run()
+    return 2 * n**3 * count / min(timing.seconds(run) for _ in range(5))
 
 
 def chart_rows(result):

@@ -4,9 +4,12 @@ import importlib
 import json
 import math
 import os
+import pathlib
+import signal
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 
 import flax.linen as nn
 import jax
@@ -136,19 +139,30 @@ def test_a_given_batch_makes_the_same_step():
     assert float(same_sums.loss) == pytest.approx(float(sums.loss), rel=1e-5)
 
 
-def test_forms_take_turns_and_failures_are_told():
+@pytest.fixture
+def time_here(monkeypatch):
+    """timing.time_forms of forms that make(name) makes, in this process."""
+
+    def time_forms(make, names, **settings):
+        monkeypatch.setattr(timing, "make_form", lambda sides, name, task, steps: make(name))
+        config = quickstart.get_config()
+        config.model.widths, config.batch_size = (4, 4, 4, 4), 8
+        here = dict.fromkeys(["jax", "torch"], lambda function, *arguments: function(*arguments))
+        return timing.time_forms(here, config.to_dict(), names, steps=1, **settings)
+
+    return time_forms
+
+
+def test_forms_take_turns_and_failures_are_told(time_here):
     order = []
 
     def make(name):
-        def form():
-            if name == "torch.compile float32":
-                raise RuntimeError("no compiler\nand much more")
-            return timing.Form(lambda: order.append(name), 10, 1.0, None)
-
-        return form
+        if name == "torch.compile float32":
+            raise RuntimeError("no compiler\nand much more")
+        return timing.Form(lambda: order.append(name), 10, 1.0, None)
 
     names = timing.form_names(["float32"])
-    timed = timing.time_forms({name: make(name) for name in names}, rounds=3)
+    timed = time_here(make, names, rounds=3)
     assert timed["torch.compile float32"] == {"error": "RuntimeError: no compiler"}
     assert order == [
         *["jax float32"] * 2,
@@ -164,17 +178,49 @@ def test_forms_take_turns_and_failures_are_told():
         assert low <= form["images_per_second"] <= high
 
 
-def test_a_short_task_has_more_rounds():
+def test_a_short_task_has_more_rounds(time_here):
     form = timing.Form(lambda: time.sleep(0.05), 10, 1.0, None)
-    began = time.perf_counter()
-    timed = timing.time_forms({"jax float32": lambda: form}, rounds=1, least_seconds=1.0)
-    assert time.perf_counter() - began >= 1.0
+    timed = time_here(lambda name: form, ["jax float32"], rounds=1, least_seconds=1.0)
     assert 2 <= timed["jax float32"]["n"] == len(timed["jax float32"]["rounds"]) <= 3
 
 
 def test_a_fresh_process_sees_its_environment_and_leaves_ours():
-    seen = timing.in_own_process(os.getenv, "CIFAR_JAX_PROBE", environment={"CIFAR_JAX_PROBE": "7"})
-    assert seen == "7" and "CIFAR_JAX_PROBE" not in os.environ
+    with timing.OwnProcess({"CIFAR_JAX_PROBE": "7"}) as process:
+        assert process(os.getenv, "CIFAR_JAX_PROBE") == "7"
+        assert process(os.getpid) == process(os.getpid) != os.getpid()
+    assert "CIFAR_JAX_PROBE" not in os.environ
+
+
+def test_a_process_that_died_is_begun_again():
+    with timing.OwnProcess() as process:
+        first = process(os.getpid)
+        with pytest.raises(BrokenProcessPool):
+            process(os.kill, first, signal.SIGKILL)
+        assert process(os.getpid) != first
+
+
+def test_a_process_ends_with_the_one_that_began_it():
+    begin = "import os, time; from cifar_jax.timing import OwnProcess as P; p = P(); "
+    parent = subprocess.Popen(
+        [sys.executable, "-c", begin + "print(p(os.getpid), flush=True); time.sleep(60)"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    status, until = pathlib.Path(f"/proc/{child}/stat"), time.monotonic() + 20
+
+    def runs():
+        try:
+            return ") Z " not in status.read_text()  # ended, but not waited for
+        except OSError:
+            return False
+
+    while runs() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not runs()
 
 
 def script(*arguments):
