@@ -32,8 +32,8 @@ def get_config(variant=""):
         "std": (0.24703225141799082, 0.24348516474564, 0.26158783926049628),
     }
     if variant == "tuned":
-        tune(c, epochs=100, peak_lr=8e-3, weight_decay=0.5)
-        c.model.dropout = 0.2
+        tune(c, epochs=40, peak_lr=8e-3, weight_decay=0.5)
+        c.model.dropout = 0.1
     if variant == "short":
         tune(c, epochs=16, peak_lr=8e-3, weight_decay=0.5, cutout=0)
         c.model.dropout = 0.1
