@@ -328,10 +328,10 @@ def _end_with_parent():
 
 
 @contextlib.contextmanager
-def frameworks(torch=True):
+def frameworks(torch=True, torch_environment=()):
     """{'jax': OwnProcess, 'torch' unless not `torch`: OwnProcess}, so that neither's threads and
-    memory are in the other's way."""
-    with OwnProcess() as ours, OwnProcess() as theirs:
+    memory are in the other's way; PyTorch's sees the variables `torch_environment`."""
+    with OwnProcess() as ours, OwnProcess(torch_environment) as theirs:
         yield {"jax": ours, "torch": theirs} if torch else {"jax": ours}
 
 

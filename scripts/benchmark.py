@@ -69,6 +69,7 @@ def parse():
     parser.add_argument("--rounds", type=int, default=5, help="of timing, every form once in each")
     parser.add_argument("--task-seconds", type=float, default=0.0, help="of rounds, at least")
     parser.add_argument("--no-compiled", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--torch-tunables", help="GLIBC_TUNABLES for PyTorch's speed alone")
     parser.add_argument("--data-dir", help="CIFAR-10; else random pixels, which take as long")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing after")
     parser.add_argument("--out", help="the JSON file")
@@ -136,7 +137,7 @@ def provenance(args, twin):
     found = {
         **environment(),
         "device": device_name(),
-        "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),  # both sides run under the same
+        "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "settings": settings,
     }
@@ -147,7 +148,8 @@ def provenance(args, twin):
 
 def benchmark(args, out, twin):
     """Measure what `args` ask for; see the file's docstring."""
-    with timing.frameworks(torch=twin is not None) as processes:
+    theirs = {} if args.torch_tunables is None else {"GLIBC_TUNABLES": args.torch_tunables}
+    with timing.frameworks(twin is not None, theirs) as processes:
         result = measure(args, out, twin, processes)
     text = markdown(result)
     out.with_suffix(".md").write_text(text)
@@ -361,10 +363,12 @@ def markdown(result):
         f"{dtype} {max(values.values()) / 1e12:.2f} TFLOP/s"
         for dtype, values in result["peaks"].items()
     )
+    set_for_torch = result["settings"].get("torch_tunables")  # not in older files
+    set_for_torch = f", for PyTorch {set_for_torch}" if set_for_torch is not None else ""
     lines = [
         f"{result['device']}; {rounds(result['settings'])}, medians; {result['data']}; "
         f"peak of a matrix product: {peak}; "
-        f"GLIBC_TUNABLES {result['glibc_tunables'] or 'not set'}; "
+        f"GLIBC_TUNABLES {result['glibc_tunables'] or 'not set'}{set_for_torch}; "
         f"{versions(result)}.",
     ]
     if "speed" in result["settings"]["measure"]:
