@@ -290,9 +290,9 @@ class OwnProcess:
         self._end()
 
     def __call__(self, function, *arguments):
-        if self.pool is None:
-            self._begin()
         try:
+            if self.pool is None:
+                self._begin()
             return self.pool.submit(function, *arguments).result()
         except concurrent.futures.process.BrokenProcessPool:
             self._end()

@@ -179,8 +179,16 @@ def test_forms_take_turns_and_failures_are_told(time_here):
 
 
 def test_a_short_task_has_more_rounds(time_here):
-    form = timing.Form(lambda: time.sleep(0.05), 10, 1.0, None)
+    ends = []
+
+    def run():
+        time.sleep(0.05)
+        ends.append(time.perf_counter())
+
+    form = timing.Form(run, 10, 1.0, None)
     timed = time_here(lambda name: form, ["jax float32"], rounds=1, least_seconds=1.0)
+    _, warm, *_, last = ends
+    assert last - warm >= 0.99
     assert 2 <= timed["jax float32"]["n"] == len(timed["jax float32"]["rounds"]) <= 3
 
 
