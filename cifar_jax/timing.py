@@ -238,7 +238,7 @@ def _make_forms(config, sizes, names, task, steps):
     if "torch" in map(framework, names):
         twin = load_torch_twin()
         twin.torch.compiler.reset()  # else it gives up after eight compilations
-    sides = Sides(make_experiment(config, splits=_splits(config, sizes)), twin)
+    sides = Sides(make_experiment(config, splits=splits_of(config, sizes)), twin)
     found = {}
     for name in names:
         try:
@@ -352,7 +352,7 @@ def random_splits(sizes, classes=10, seed=0):
     }
 
 
-def _splits(config, sizes):
+def splits_of(config, sizes):
     """random_splits of `sizes`, or the config's data without them."""
     return random_splits(sizes) if sizes else load_data(config)
 
@@ -365,7 +365,8 @@ def fresh_start(config, name, sizes=None):
     nested dict; with `sizes` the data are random_splits(sizes), else the config's own.
     """
     config = ConfigDict(config)
-    splits, twin = _splits(config, sizes), load_torch_twin() if framework(name) == "torch" else None
+    splits = splits_of(config, sizes)
+    twin = load_torch_twin() if framework(name) == "torch" else None
     gc.freeze()  # as main.py does
     made = time.perf_counter()
     sides = Sides(make_experiment(config, splits=splits), twin)

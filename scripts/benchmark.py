@@ -31,7 +31,7 @@ import numpy as np  # noqa: E402
 from cifar_jax import InputError, report, timing  # noqa: E402
 from cifar_jax import workdir as files  # noqa: E402
 from cifar_jax.exchange import load_torch_twin  # noqa: E402
-from cifar_jax.experiment import load_data, make_experiment  # noqa: E402
+from cifar_jax.experiment import make_experiment  # noqa: E402
 from cifar_jax.flops import TRAINING, forward_macs  # noqa: E402
 from cifar_jax.models import MODELS  # noqa: E402
 from cifar_jax.provenance import device_name, environment  # noqa: E402
@@ -213,8 +213,8 @@ def make_sides(config, batch_size, sizes, twin):
     """timing.Sides of a recipe at `batch_size`; JAX alone where PyTorch cannot do the recipe."""
     config = config.copy_and_resolve_references()
     config.batch_size = batch_size
-    splits = timing.random_splits(sizes) if sizes else load_data(config)
-    sides = timing.Sides(make_experiment(config, splits=splits), twin)
+    exp = make_experiment(config, splits=timing.splits_of(config, sizes))
+    sides = timing.Sides(exp, twin)
     if twin:
         try:
             sides.make_recipe(sides.exp.init_state())
