@@ -10,6 +10,7 @@ from cifar_jax import InputError, report, timing
 from cifar_jax import workdir as files
 from cifar_jax.exchange import load_torch_twin
 from cifar_jax.experiment import check_seeds, make_experiment
+from cifar_jax.own_process import OwnProcess
 from cifar_jax.provenance import environment
 from cifar_jax.significance import interval, paired
 from cifar_jax.steps import make_predict
@@ -75,7 +76,7 @@ def compare(config, workdir):
             )
         for name, form in comparison["timing"].items():
             if "error" not in form and name.endswith(config.compare.dtypes[0]):
-                with timing.OwnProcess() as process:
+                with OwnProcess() as process:
                     fresh = process(timing.fresh_start, config.to_dict(), name)
                 form["peak_memory"] = fresh["peak_memory"]
         comparison["status"] = "done"

@@ -1,14 +1,10 @@
 """How training and evaluation are timed in JAX and PyTorch: --mode=compare, benchmark.py."""
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import gc
-import multiprocessing
-import os
 import pathlib
 import resource
-import threading
 import time
 from collections.abc import Callable
 
@@ -20,6 +16,7 @@ from cifar_jax import weights
 from cifar_jax.dataset import Dataset
 from cifar_jax.exchange import load_torch_twin, make_twin
 from cifar_jax.experiment import load_data, make_experiment
+from cifar_jax.own_process import OwnProcess
 from cifar_jax.steps import make_batches, make_evaluate, make_order, take
 
 REST = 0.3  # seconds between forms: the other's threads still spin for a while after their work
@@ -271,60 +268,6 @@ def seconds(run):
 def summarize(values, name):
     """{name: median, 'spread': [smallest, largest], 'n': their number}."""
     return {name: float(np.median(values)), "spread": [min(values), max(values)], "n": len(values)}
-
-
-class OwnProcess:
-    """A Python process of its own: process(function, *arguments) is the function's result there.
-
-    It sees the variables `environment`, keeps its modules' globals between calls, and ends with the
-    `with` block or with this process. The call after one that it did not survive has a fresh one.
-    """
-
-    def __init__(self, environment=()):
-        self.environment, self.pool = dict(environment), None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._end()
-
-    def __call__(self, function, *arguments):
-        try:
-            if self.pool is None:
-                self._begin()
-            return self.pool.submit(function, *arguments).result()
-        except concurrent.futures.process.BrokenProcessPool:
-            self._end()
-            raise
-
-    def _begin(self):
-        context = multiprocessing.get_context("spawn")
-        self.pool = concurrent.futures.ProcessPoolExecutor(
-            1, mp_context=context, initializer=_end_with_parent
-        )
-        before = dict(os.environ)
-        os.environ.update(self.environment)
-        try:
-            self.pool.submit(int).result()  # it begins with the first call
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
-
-    def _end(self):
-        if self.pool is not None:
-            self.pool.shutdown()
-        self.pool = None
-
-
-def _end_with_parent():
-    """End this process when the one that began it has, however that ended."""
-
-    def watch():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -34,6 +34,7 @@ from cifar_jax.exchange import load_torch_twin  # noqa: E402
 from cifar_jax.experiment import make_experiment  # noqa: E402
 from cifar_jax.flops import TRAINING, forward_macs  # noqa: E402
 from cifar_jax.models import MODELS  # noqa: E402
+from cifar_jax.own_process import OwnProcess  # noqa: E402
 from cifar_jax.provenance import device_name, environment  # noqa: E402
 from cifar_jax.workdir import short_commit  # noqa: E402
 
@@ -268,7 +269,7 @@ def measure_start(args, entry, config, sizes, twin, _):
             }
             steps = {}
             for state in ("cold", "warm") if kind != "torch" else ("cold",):  # it keeps nothing
-                with timing.OwnProcess(variables) as process:
+                with OwnProcess(variables) as process:
                     found = process(timing.fresh_start, config.to_dict(), name, sizes)
                 steps[state] = found["first_step"]
         entry.setdefault("start", {})[name] = {

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "cifar_jax"
 LAYERS = [
     ["__init__"],
-    ["dataset", "progress", "usage"],
+    ["dataset", "own_process", "progress", "usage"],
     ["images", "official"],
     ["tfds_reader"],
     ["sharding"],  # who writes, and agreeing with the other processes: files and checkpoints ask
