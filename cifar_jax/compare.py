@@ -45,6 +45,7 @@ def compare(config, workdir):
         files.open_workdir(path, config.to_dict(), environment(), exp.about_data)
         pairs = Pairs(sides)
         settings = {**config.compare.to_dict(), "steps_trained": pairs.steps}
+        settings["steps"] = settings["steps"] or timing.usual_steps(config.batch_size)
         found = files.read_json(path / "comparison.json") or {}
         here = environment()
         here["versions"]["torch"] = importlib.metadata.version("torch")
@@ -71,7 +72,7 @@ def compare(config, workdir):
                 processes,
                 config.to_dict(),
                 timing.form_names(config.compare.dtypes, config.compare.compiled),
-                steps=config.compare.steps,
+                steps=settings["steps"],
                 rounds=config.compare.rounds,
             )
         for name, form in comparison["timing"].items():
@@ -92,7 +93,7 @@ def _check(config):
     """InputError for what cannot be compared."""
     if config.ghost_batches > 1:
         raise InputError("compare has no config.ghost_batches: PyTorch normalises whole batches")
-    for field, least in (("seeds", 1), ("rounds", 1), ("steps", 1), ("test_images", 0)):
+    for field, least in (("seeds", 1), ("rounds", 1), ("steps", 0), ("test_images", 0)):
         if config.compare[field] < least:
             raise InputError(
                 f"config.compare.{field} must be at least {least}, not {config.compare[field]}"

@@ -107,6 +107,12 @@ def form_names(dtypes, compiled=True, torch=True, given=False):
     return [f"{kind} {dtype}" for dtype in dtypes for kind in kinds]
 
 
+def usual_steps(batch_size):
+    """So many that a timed run takes about 512 images on a CPU, as a call of training does there,
+    and 16,384 elsewhere."""
+    return max(1, (512 if jax.default_backend() == "cpu" else 16_384) // batch_size)
+
+
 def make_form(sides, name, *, task="train", steps):
     """The Form called `name` of `task`, 'train' or 'evaluate'; a run() is `steps` batches.
 

@@ -42,7 +42,6 @@ CONFIGS = {name: name for name in ("vgg", "convnet", "resnet", "mixture", "dilat
 CONFIGS["airbench"] = "speedrun"
 SIZES = {"train": 50_000, "test": 10_000}
 QUICK_SIZES = {"train": 1_024, "test": 256}
-IMAGES = {"cpu": 512, "gpu": 16_384}  # about so many in one timed run of a form
 KINDS = {
     "jax": "JAX, augmenting",
     "jax.given": "JAX, given batches",
@@ -232,7 +231,7 @@ def measure_speed(args, entry, config, sizes, twin, processes):
         sides = make_sides(config, batch_size, sizes, twin)
         entry["macs"] = forward_macs(sides.exp.model.clone(dtype=np.float32))
         entry["params"] = sides.exp.count_params()
-        steps = 1 if args.quick else max(1, IMAGES[args.device] // batch_size)
+        steps = 1 if args.quick else timing.usual_steps(batch_size)
         with_torch = sides.twin is not None
         for task in ("train", "evaluate"):
             given = with_torch and task == "train"
