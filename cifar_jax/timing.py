@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from cifar_jax import weights
 from cifar_jax.dataset import Dataset
 from cifar_jax.exchange import load_torch_twin, make_twin
-from cifar_jax.experiment import load_data, make_experiment
+from cifar_jax.experiment import CALL_IMAGES, load_data, make_experiment
 from cifar_jax.own_process import OwnProcess
 from cifar_jax.steps import make_batches, make_evaluate, make_order, take
 
@@ -108,9 +108,9 @@ def form_names(dtypes, compiled=True, torch=True, given=False):
 
 
 def usual_steps(batch_size):
-    """So many that a timed run takes about 512 images on a CPU, as a call of training does there,
-    and 16,384 elsewhere."""
-    return max(1, (512 if jax.default_backend() == "cpu" else 16_384) // batch_size)
+    """So many that a timed run takes about as many images as a call of training does on a CPU, and
+    16,384 elsewhere."""
+    return max(1, (CALL_IMAGES if jax.default_backend() == "cpu" else 16_384) // batch_size)
 
 
 def make_form(sides, name, *, task="train", steps):
