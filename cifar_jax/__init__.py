@@ -21,6 +21,12 @@ def one_line(text, most=2000):
     return "".join(c if c.isprintable() else "?" for c in line[:most])
 
 
+def first_line(error):
+    """The first line of what an exception says, 300 characters at most; its kind if it says nothing
+    (Orbax tells stories, assert nothing)."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
 def meant(word, known, cutoff=0.6):
     """'; did you mean X?' where one of the names `known` is as close to `word` as `cutoff` (1: the
     same; see difflib), else ''."""

@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 import tensorstore
 from orbax.checkpoint import checkpoint_managers as policies
 
-from cifar_jax import InputError
+from cifar_jax import InputError, first_line
 from cifar_jax.sharding import in_turn, is_alone, is_writer, together
 
 # Orbax asks for these figures at every save, to log them, and what is returned is never freed
@@ -40,10 +40,6 @@ JOB_SECONDS = 300  # of one save by many processes: where one cannot write, the 
 
 class DamagedCheckpoint(InputError):
     """A checkpoint that cannot be read or whose content is not what was saved."""
-
-
-def _first_line(error):
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]  # Orbax tells stories
 
 
 def _kinds(tree):
@@ -158,7 +154,7 @@ class Checkpoints:
         try:
             self.manager = ocp.CheckpointManager(directory, options=options)
         except Exception as error:  # it reads the metadata of every checkpoint
-            reason = _first_line(error)
+            reason = first_line(error)
             raise InputError(f"the checkpoints in {directory} cannot be read: {reason}") from error
 
     def __enter__(self):
@@ -230,7 +226,7 @@ class Checkpoints:
             return error  # another process is gone, nothing is wrong with the disk
         return InputError(
             f"checkpoint {self.manager.directory / str(step)} could not be written "
-            f"({_first_line(error)}); those before it are whole: make room and run the same command"
+            f"({first_line(error)}); those before it are whole: make room and run the same command"
         )
 
     def restore_best(self, state):
@@ -358,6 +354,6 @@ class Checkpoints:
             try:
                 return dict(self.manager.restore(step, args=ocp.args.Composite(**arguments)))
             except Exception as error:
-                reason = _first_line(error)
+                reason = first_line(error)
         path = self.manager.directory / str(step)
         raise DamagedCheckpoint(f"checkpoint {path} cannot be read: {reason}")

@@ -98,6 +98,8 @@ def _check(config):
             raise InputError(
                 f"config.compare.{field} must be at least {least}, not {config.compare[field]}"
             )
+    if not config.compare.epochs > 0:
+        raise InputError(f"config.compare.epochs must be more than 0, not {config.compare.epochs}")
     check_seeds(config.seed, config.compare.seeds)
     dtypes = {*config.compare.dtypes}
     if not dtypes or dtypes - {*DTYPES}:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from cifar_jax import InputError, compilation, data, sharding
+from cifar_jax import InputError, compilation, data, first_line, sharding
 from cifar_jax import workdir as files
 from cifar_jax.augment import make_augment
 from cifar_jax.checkpoint import Checkpoints
@@ -200,8 +200,8 @@ def _section(name):
         raise
     except KeyError as error:
         raise InputError(f"config.{name} lacks the field {error.args[0]!r}") from error
-    except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
-        raise InputError(f"config.{name} cannot be used: {str(error).splitlines()[0]}") from error
+    except (TypeError, ValueError, IndexError, ArithmeticError) as error:
+        raise InputError(f"config.{name} cannot be used: {first_line(error)}") from error
 
 
 def describe_data(config):
@@ -350,6 +350,10 @@ def check_seeds(first, count):
 
 
 def _check(config):
+    for field, value in files.flatten(config.to_dict()).items():
+        for number in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise InputError(f"config.{field} must be finite, not {number}")
     for field in (*ONE, *NOT_NEGATIVE):
         value = functools.reduce(getattr, field.split("."), config)
         if value is None:

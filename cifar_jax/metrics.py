@@ -16,7 +16,7 @@ class Metrics(struct.PyTreeNode):
     finite: jax.Array  # how many of them have a finite loss
     loss: jax.Array
     hits: jax.Array  # [3]: top-1, top-3, top-5
-    confusion: jax.Array  # [C, C]: true, predicted
+    confusion: jax.Array  # [C, C]: true, predicted; without the rows that are not finite
 
     @classmethod
     def zeros(cls, num_classes):
@@ -59,10 +59,11 @@ def measure(logits, labels, loss, weight=None):
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)
     earlier = jnp.arange(num_classes)[None] < labels[:, None]
     rank = ((logits > own) | ((logits == own) & earlier)).sum(-1)
-    rank = jnp.where(jnp.isfinite(logits).all(-1), rank, num_classes)
+    finite = jnp.isfinite(logits).all(-1)
+    rank = jnp.where(finite, rank, num_classes)
     hits = (rank[:, None] < jnp.array(TOP)[None]) * weight[:, None]
     true = jax.nn.one_hot(labels, num_classes) * weight[:, None]
-    predicted = jax.nn.one_hot(logits.argmax(-1), num_classes)
+    predicted = jax.nn.one_hot(jnp.where(finite, logits.argmax(-1), -1), num_classes)
     return Metrics(
         weight.sum(),
         (jnp.isfinite(loss) * weight).sum(),  # no matrix product: a GPU's would round what it sums
@@ -70,6 +71,12 @@ def measure(logits, labels, loss, weight=None):
         hits.sum(0),
         true.T @ predicted,
     )
+
+
+def predictions(logits):
+    """The class of the largest of logits [N, C], on the host; -1 where a row is not finite."""
+    logits = np.asarray(logits)
+    return np.where(np.isfinite(logits).all(-1), logits.argmax(-1), -1)
 
 
 def softmax(logits):

@@ -79,7 +79,7 @@ def write_run(
         ),
         speed=float(np.median(speeds)) if speeds else None,
         duration=duration(result["seconds"]["total"]),
-        classes=classes(confusion, class_names),
+        classes=classes(result["per_class"], confusion),
         mean_accuracy=float(np.mean(per_class)),
         confusion=confusion_cells(confusion, class_names) if table else None,
         matrix=None if table else confusion_picture(confusion),
@@ -87,7 +87,7 @@ def write_run(
         calibration=calibration,
         reliability=reliability(calibration),
         mistakes=found,
-        wrong=int((np.argmax(logits, -1) != labels).sum()),
+        wrong=int((metrics.predictions(logits) != labels).sum()),
         samples=[
             {"name": name, "src": picture(strip(row))}
             for name, row in zip(class_names[:TABLE], samples["by_class"][:TABLE], strict=True)
@@ -168,16 +168,16 @@ def curves(records, learning_rate, steps_per_epoch, eval_name):
     }
 
 
-def classes(confusion, class_names):
+def classes(per_class, confusion):
     """Accuracy and precision of each class in percent (None where it was never called)."""
-    right, true, called = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    right, called = confusion.diagonal(), confusion.sum(0)
     return [
         {
             "name": name,
-            "accuracy": 100.0 * right[i] / max(true[i], 1),
+            "accuracy": accuracy,
             "precision": 100.0 * right[i] / called[i] if called[i] else None,
         }
-        for i, name in enumerate(class_names)
+        for i, (name, accuracy) in enumerate(per_class.items())
     ]
 
 
@@ -255,8 +255,9 @@ def reliability(calibration):
 
 
 def surest_mistakes(labels, logits, probabilities):
-    """The indices of the wrong images, first those of whose class the network was surest."""
-    predicted = np.argmax(logits, -1)
+    """The indices of the wrong images, first those of whose class the network was surest, last
+    those without a prediction."""
+    predicted = metrics.predictions(logits)
     confidence = np.nan_to_num(probabilities[np.arange(len(labels)), predicted], nan=-1.0)
     wrong = np.flatnonzero(predicted != labels)
     return wrong[np.argsort(-confidence[wrong], kind="stable")]
@@ -266,8 +267,9 @@ def mistakes(images, labels, logits, probabilities):
     """What the page shows of the surest mistakes: the first FIRST, then EACH of every pair of
     classes, HELD in all."""
     found, held = [], collections.Counter()
+    predictions = metrics.predictions(logits)
     for i in surest_mistakes(labels, logits, probabilities):
-        true, predicted = int(labels[i]), int(np.argmax(logits[i]))
+        true, predicted = int(labels[i]), int(predictions[i])
         held[true, predicted] += 1
         if len(found) >= FIRST and held[true, predicted] > EACH:
             continue

@@ -99,7 +99,7 @@ def draw_beside_original(systems):
     for axes, (name, curves) in zip(panels, systems.items(), strict=True):
         for recipe, found in curves.items():
             label, look = looks[recipe]
-            for curve in [found] if recipe == "original" else found:
+            for curve in filter(None, [found] if recipe == "original" else found):
                 size = 3 if len(curve) > 1 else 5
                 (handles[label],) = axes.plot(
                     *zip(*curve, strict=True), marker="o", markersize=size, **look
@@ -227,12 +227,13 @@ def draw_mistakes(images, labels, logits, class_names, rows=4, columns=6):
     height, width = images.shape[1:3]
     down, right = round(1.42 * height), round(1.3 * width)  # from one image to the next
     canvas = np.full((rows * down, columns * right, 3), 255, np.uint8)
+    predictions = metrics.predictions(logits)
     for place, i in enumerate(found[: rows * columns]):
         y, x = place // columns * down, place % columns * right
         canvas[y : y + height, x : x + width] = images[i]
-        predicted = np.argmax(logits[i])
-        share = 100 * probabilities[i, predicted]
-        names = f"{class_names[labels[i]]}\ntaken for {class_names[predicted]}, {share:.0f} %"
+        predicted = predictions[i]
+        told = f"taken for {class_names[predicted]}, {100 * probabilities[i, predicted]:.0f} %"
+        names = f"{class_names[labels[i]]}\n{told if predicted >= 0 else 'not finite'}"
         axes.text(x + width / 2, y - 1.5, names, ha="center", va="bottom", fontsize=8)
     axes.imshow(canvas, interpolation="nearest")
     axes.set_xlim(-0.15 * width, columns * right - 0.15 * width)

@@ -13,7 +13,7 @@ import numpy as np
 import optuna
 import sqlalchemy
 
-from cifar_jax import InputError, report
+from cifar_jax import InputError, first_line, report
 from cifar_jax import workdir as files
 from cifar_jax.experiment import make_experiment
 from cifar_jax.provenance import environment
@@ -113,7 +113,7 @@ def open_study(path):
             load_if_exists=True,
         )
     except Exception as error:  # SQLite's, SQLAlchemy's and Optuna's own
-        raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{path} cannot be read: {first_line(error)}") from error
 
 
 def add_trial(study, proposal, ranges, figures):
@@ -124,7 +124,7 @@ def add_trial(study, proposal, ranges, figures):
     try:
         study.add_trial(trial)
     except Exception as error:  # SQLite's, SQLAlchemy's and Optuna's own
-        raise InputError(f"search.db cannot be written: {str(error).splitlines()[0]}") from error
+        raise InputError(f"search.db cannot be written: {first_line(error)}") from error
 
 
 def propose(trials, ranges, config):

@@ -472,7 +472,7 @@ class Replicas(Run):
             test = {**figures(metrics.summary()), "augmented": exp.config.eval.augmented}
             if tta != "none":
                 test |= {"tta": tta, "accuracy_tta": more.summary()["accuracy"]}
-            found.append({"test": test, "per_class": per_class(metrics, exp.class_names)})
+            found.append({"test": test, "per_class": per_class(metrics, exp)})
         return found
 
 

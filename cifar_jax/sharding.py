@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from cifar_jax import InputError
+from cifar_jax import InputError, first_line
 
 JOIN_SECONDS = 60  # for all processes of a job to find one another
 HEARTBEAT_SECONDS = 30  # without a sign of life a process is taken for dead
@@ -137,7 +137,7 @@ def job(where):
         with _limits_told():
             yield
     except jax.errors.JaxRuntimeError as error:
-        reason = (str(error).splitlines() or [""])[0]
+        reason = first_line(error)
         _leave(
             f"the job cannot go on, it seems that another of its processes has ended ({reason}); "
             "the same command goes on from the last checkpoint",
@@ -168,7 +168,7 @@ def _limits_told():
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise InputError(
-            f"the device has not enough memory ({str(error).splitlines()[0]}); lower "
+            f"the device has not enough memory ({first_line(error)}); lower "
             "config.batch_size or config.eval.batch_size, or take a smaller model"
         ) from error
 

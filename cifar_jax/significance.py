@@ -24,6 +24,11 @@ def told(found, unit):
     return text
 
 
+def _rounding(*values):
+    """Deviations up to this come from rounding `values`, not from the runs."""
+    return 1e-9 * max(float(np.abs(x).max()) for x in values)
+
+
 def paired(ours, theirs):
     """`interval` of ours - theirs, pair by pair, and the p_value of the paired t-test.
 
@@ -31,7 +36,7 @@ def paired(ours, theirs):
     """
     difference = interval(np.subtract(ours, theirs))
     p_value = None
-    if difference["sd"]:
+    if difference["sd"] is not None and difference["sd"] > _rounding(ours, theirs):
         t = difference["mean"] / (difference["sd"] / difference["n"] ** 0.5)
         p_value = float(2 * stats.t.sf(abs(t), difference["n"] - 1))
     return {**difference, "p_value": p_value}
@@ -44,7 +49,7 @@ def welch(ours, theirs):
     """
     a, b = np.asarray(ours, float), np.asarray(theirs, float)
     found = {"mean": float(a.mean() - b.mean()), "interval": None, "p_value": None}
-    if min(len(a), len(b)) > 1 and a.std() + b.std() > 0:
+    if min(len(a), len(b)) > 1 and a.std() + b.std() > _rounding(a, b):
         test = stats.ttest_ind(a, b, equal_var=False)
         found["interval"] = [float(x) for x in test.confidence_interval(0.95)]
         found["p_value"] = float(test.pvalue)

@@ -8,7 +8,7 @@ import threading
 
 import numpy as np
 
-from cifar_jax import InputError, official, one_line
+from cifar_jax import InputError, first_line, official, one_line
 from cifar_jax.dataset import SPLITS, Dataset, Description, room_for
 
 # seconds to get an answer from the data's home before the download is given up
@@ -27,12 +27,16 @@ def find(root, name):
         found = [
             info.parent
             for place in (folder / name, folder)
-            for info in sorted(place.glob("*/dataset_info.json"))
+            for info in sorted(place.glob("*/dataset_info.json"), key=_version)
             if place.name == pathlib.PurePath(name).name
         ]
         if found:
             return found[-1]
     return None
+
+
+def _version(info):
+    return [int(number) for number in re.findall(r"\d+", info.parent.name)]
 
 
 def folder_of(name, root):
@@ -127,9 +131,8 @@ def _examples(folder, about, split, count=None):
     except InputError:
         raise
     except Exception as error:  # these readers raise what they like
-        first = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"{folder} cannot be read as an array_record TFDS folder: {first}"
+            f"{folder} cannot be read as an array_record TFDS folder: {first_line(error)}"
         ) from error
     return ids, images, np.array(labels)
 
@@ -232,6 +235,7 @@ def download(name, root, looked):
     except InputError:
         raise
     except Exception as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"downloading {title} from {url} into {root} failed: {first}") from error
+        raise InputError(
+            f"downloading {title} from {url} into {root} failed: {first_line(error)}"
+        ) from error
     return pathlib.Path(builder.data_dir)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cifar_jax import weights
+from cifar_jax import first_line, weights
 from cifar_jax.dataset import Dataset
 from cifar_jax.exchange import load_torch_twin, make_twin
 from cifar_jax.experiment import CALL_IMAGES, load_data, make_experiment
@@ -250,7 +250,7 @@ def _make_forms(config, sizes, names, task, steps):
         except Exception as error:
             if not name.startswith("torch.compile"):
                 raise
-            found[name] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+            found[name] = {"error": f"{type(error).__name__}: {first_line(error)}"}
             continue
         found[name] = {"first_steps": first, "compile": form.compile_seconds}
         form.run()

@@ -85,7 +85,7 @@ def evaluate(config, workdir):
         "augmented": config.eval.augmented,
         **metrics.summary(),
         **with_tta(exp, state),
-        "per_class": per_class(metrics, exp.class_names),
+        "per_class": per_class(metrics, exp),
         "dataset": exp.provenance,
         **environment(),
     }
@@ -110,11 +110,12 @@ def with_tta(exp, state):
     return {"tta": tta, "accuracy_tta": metrics.summary()["accuracy"]}
 
 
-def per_class(metrics, class_names):
-    """{class name: accuracy in percent} from the confusion sums."""
-    confusion = np.asarray(jax.device_get(metrics.confusion))
-    accuracy = 100.0 * confusion.diagonal() / np.maximum(confusion.sum(1), 1)
-    return {name: float(value) for name, value in zip(class_names, accuracy, strict=True)}
+def per_class(metrics, exp):
+    """{class name: accuracy in percent} from the confusion sums of the test images."""
+    right = np.asarray(jax.device_get(metrics.confusion)).diagonal()
+    images = np.bincount(exp.test.labels, minlength=len(right))
+    accuracy = 100.0 * right / np.maximum(images, 1)
+    return {name: float(value) for name, value in zip(exp.class_names, accuracy, strict=True)}
 
 
 def all_finite(state):
@@ -498,7 +499,7 @@ class Run:
                     "augmented": config.eval.augmented,
                     **with_tta(exp, state),
                 },
-                "per_class": per_class(metrics, exp.class_names),
+                "per_class": per_class(metrics, exp),
             }
             if not exp.ends_epoch(step) and status != "diverged":
                 now = metrics

@@ -82,8 +82,17 @@ def writable(workdir):
         probe.write_text("x")
         probe.unlink()
     except OSError as error:
-        raise InputError(f"cannot write to workdir {path}: {error.strerror}") from error
+        raise InputError(f"cannot write to {path}: {error.strerror}") from error
     return path
+
+
+def output(path):
+    """The absolute path of a file to write, its folder made if need be; InputError if it cannot
+    be."""
+    path = absolute(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name a file")
+    return writable(path.parent) / path.name
 
 
 @contextlib.contextmanager

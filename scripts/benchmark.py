@@ -28,7 +28,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave PyTorch
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from cifar_jax import InputError, report, timing  # noqa: E402
+from cifar_jax import InputError, first_line, report, timing  # noqa: E402
 from cifar_jax import workdir as files  # noqa: E402
 from cifar_jax.exchange import load_torch_twin  # noqa: E402
 from cifar_jax.experiment import make_experiment  # noqa: E402
@@ -117,8 +117,7 @@ def use(device):
 def out_file(path, suffix):
     """`path` or results/benchmarks/DEVICE`suffix`.json, in a folder that can be written."""
     named = ROOT / "results" / "benchmarks" / f"{files.slug(device_name())}{suffix}.json"
-    path = pathlib.Path(path or named)
-    return files.writable(path.parent) / path.name
+    return files.output(path or named)
 
 
 def twin_or_none():
@@ -185,7 +184,7 @@ def measure(args, out, twin, processes):
                     set_shares(result)
                     files.write_json(out, result)  # what is measured stays if this is stopped
             except Exception as error:  # one family that fails leaves the others their figures
-                entry["error"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                entry["error"] = f"{type(error).__name__}: {first_line(error)}"
                 print(f"{family}: {entry['error']}", flush=True)
             files.write_json(out, result)
     result["status"] = "done"

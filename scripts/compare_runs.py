@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from cifar_jax import InputError, page, significance  # noqa: E402
+from cifar_jax import InputError, metrics, page, significance  # noqa: E402
 from cifar_jax import workdir as files  # noqa: E402
 from cifar_jax.workdir import short_commit  # noqa: E402
 
@@ -122,7 +122,7 @@ def read_predictions(path):
     try:
         with np.load(path, allow_pickle=False) as kept:
             logits, labels = kept["logits"], kept["labels"]
-        right = np.isfinite(logits).all(1) & (logits.argmax(1) == labels)
+        right = metrics.predictions(logits) == labels
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
@@ -209,9 +209,20 @@ def shown(value):
     return "none" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def sound(group):
+    """Its runs that did not diverge: only these count, as in seeds.json."""
+    return [run for run in group["runs"] if run["result"]["status"] != "diverged"]
+
+
+def left_out(*groups):
+    """How many runs diverged, in words; '' where none did."""
+    count = sum(len(group["runs"]) - len(sound(group)) for group in groups)
+    return f"; {count} diverged {'run' if count == 1 else 'runs'} left out" if count else ""
+
+
 def accuracies(group):
     """{seed: test accuracy in percent}."""
-    return {run["result"]["seed"]: run["result"]["test"]["accuracy"] for run in group["runs"]}
+    return {run["result"]["seed"]: run["result"]["test"]["accuracy"] for run in sound(group)}
 
 
 def contrast(group, baseline):
@@ -219,25 +230,27 @@ def contrast(group, baseline):
     ours, theirs = accuracies(group), accuracies(baseline)
     shared = sorted(ours.keys() & theirs.keys())
     found = {"label": group["label"], "baseline": baseline["label"]}
+    diverged = left_out(group, baseline)
     if len(shared) > 1:
         left = len(ours) + len(theirs) - 2 * len(shared)
         how = f"paired t-test over the {len(shared)} seeds that both have"
         if left:
             how += f"; {left} {'run' if left == 1 else 'runs'} without a partner left out"
         test = significance.paired([ours[s] for s in shared], [theirs[s] for s in shared])
-        return {**found, **test, "how": how}
+        return {**found, **test, "how": how + diverged}
     if min(len(ours), len(theirs)) > 1:
         test = significance.welch([*ours.values()], [*theirs.values()])
         how = f"Welch's t-test of {len(ours)} against {len(theirs)} runs"
-        return {**found, **test, "how": how}
+        return {**found, **test, "how": how + diverged}
     mean = float(np.mean([*ours.values()]) - np.mean([*theirs.values()]))
     untested = {**found, "mean": mean, "interval": None, "p_value": None}
     if len(ours) != len(theirs):
-        return {**untested, "how": "a group of one run has no spread: train it from another seed"}
-    predictions = [side["runs"][0]["predictions"] for side in (group, baseline)]
+        how = "a group of one run has no spread: train it from another seed"
+        return {**untested, "how": how + diverged}
+    predictions = [sound(side)[0]["predictions"] for side in (group, baseline)]
     if None in predictions:
         how = "single runs are compared by report/predictions.npz, which one of them lacks"
-        return {**untested, "how": how}
+        return {**untested, "how": how + diverged}
     a, b = predictions
     if not np.array_equal(a["labels"], b["labels"]):
         raise InputError("the runs' predictions.npz are of different images")
@@ -247,7 +260,7 @@ def contrast(group, baseline):
         f"{group['label']} alone, {test['only_theirs']:,} in {baseline['label']} alone. This is "
         "about these two networks; whether the recipes differ takes more seeds"
     )
-    return {**found, **test, "how": how}
+    return {**found, **test, "how": how + diverged}
 
 
 def judge(contrasts):
@@ -293,7 +306,7 @@ def charts(groups):
             several = len(group["runs"]) > 1
             found_in = [(run["records"], {"thin": several}) for run in group["runs"]]
             if several:
-                rows = zip(*(run["records"] for run in group["runs"]), strict=False)
+                rows = zip(*(run["records"] for run in sound(group)), strict=False)
                 found_in.append(([mean_record(row) for row in rows], {"mean": True}))
             for records, look in found_in:
                 columns = [[r[n] for r in records] for n in ("epoch", key, "seconds")]
@@ -315,9 +328,12 @@ def compare(paths, out):
     """Write the page `out` of the runs in `paths`; returns the contrasts with the first group."""
     runs = [run for path in paths for run in read(path)]
     check(runs)
+    out = files.output(out)
     groups = make_groups(runs)
     for k, group in enumerate(groups):
         group["color"] = k % 6
+        if not sound(group):
+            raise InputError(f"no run of {group['label']} is left to compare: all diverged")
         group["summary"] = significance.interval([*accuracies(group).values()])
     contrasts = judge([contrast(group, groups[0]) for group in groups[1:]])
     for c, group in zip(contrasts, groups[1:], strict=True):
@@ -336,7 +352,7 @@ def compare(paths, out):
     differences = [{**c, "label": f"{c['label']} - {c['baseline']}", "dots": []} for c in contrasts]
     names = fields_that_differ(groups)
     page.write(
-        files.writable(out.parent) / out.name,
+        out,
         "compare_runs.html",
         data={"charts": curves, "confusion": [], "first": 0},
         charts_of=curves,
@@ -363,7 +379,8 @@ def main(argv):
     args = parser.parse_args(argv)
     groups, contrasts = compare(args.runs, args.out)
     for group in groups:
-        print(f"{group['label']}: test accuracy {significance.told(group['summary'], '%')}")
+        told = significance.told(group["summary"], "%") + left_out(group)
+        print(f"{group['label']}: test accuracy {told}")
     for c in contrasts:
         print(f"{c['verdict']} {c['how']}")
     if not contrasts:

@@ -129,8 +129,7 @@ def main(argv):
     stem = pathlib.Path(arguments.config.partition(":")[0]).stem
     name = files.slug(f"{stem} {result['device'].split(' x ')[1].split(' (')[0]}")
     out = arguments.out or ROOT / "results" / "seeds" / f"{name}.json"
-    files.writable(out.parent)
-    files.write_json(out, found)
+    files.write_json(files.output(out), found)
     print(
         f"{found['times_faster']:.2f} times as fast as in turn; {same} of {len(replicas)} the same"
     )

@@ -17,6 +17,8 @@ find_python() {
   return 1
 }
 
+exec 9<requirements.txt  # one at a time, where several start at once
+! command -v flock >/dev/null || flock 9 || true
 PY="$PWD/.venv/bin/python"
 lists=(requirements-cpu.txt)
 if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then
@@ -38,3 +40,4 @@ for list in "${lists[@]}"; do
     echo "$wanted" > "$stamp"
   fi
 done
+exec 9<&-

@@ -136,7 +136,7 @@ def main(arguments):
         def run(workdir, *more):
             return start(*running.QUICK, *more, f"--workdir={workdir}", cache=folder / "cache")
 
-        out = files.writable(pathlib.Path(arguments.out).parent) / arguments.out
+        out = files.output(arguments.out)
         found = files.read_json(out) or {} if not arguments.kills else {}
         if arguments.kills:
             found = {**environment(), "fork": arguments.fork, "seed": arguments.seed}

@@ -26,7 +26,7 @@ import jax  # noqa: E402
 from cifar_jax import InputError, compilation, timing  # noqa: E402
 from cifar_jax import workdir as files  # noqa: E402
 from cifar_jax.experiment import check_seeds, make_experiment  # noqa: E402
-from cifar_jax.provenance import environment  # noqa: E402
+from cifar_jax.provenance import device_name, environment  # noqa: E402
 from cifar_jax.significance import interval  # noqa: E402
 from cifar_jax.steps import VIEWS  # noqa: E402
 
@@ -46,7 +46,7 @@ def parse(argv):
     if arguments.out is None:
         path, _, variant = arguments.config.partition(":")
         parts = [pathlib.Path(path).stem, variant, "quick" if arguments.quick else ""]
-        name = files.slug(" ".join([*parts, jax.devices()[0].device_kind]))
+        name = files.slug(" ".join([*parts, device_name()]))
         arguments.out = ROOT / "results" / "speedrun" / f"{name}.json"
     return arguments
 
@@ -148,10 +148,11 @@ def speedrun(arguments):
     config = load_config(arguments)
     recipe = json.loads(json.dumps(config.to_dict()))
     recipe["data"].pop("dir")
-    found = files.read_json(arguments.out) or {"runs": [], "sessions": []}
+    out = files.output(arguments.out)
+    found = files.read_json(out) or {"runs": [], "sessions": []}
     here = environment()
     if found["runs"]:
-        differing = [*files.differences(found["config"], recipe)]
+        differing = [*files.differences(found["config"], recipe, files.FREE_FIELDS)]
         if found["device"] != here["device"]:
             differing.append("device")
         if differing:
@@ -159,7 +160,6 @@ def speedrun(arguments):
                 f"{arguments.out} holds other runs: {', '.join(differing[:3])} differ; choose "
                 "another"
             )
-    out = files.writable(pathlib.Path(arguments.out).parent) / pathlib.Path(arguments.out).name
     done = {run["seed"] for run in found["runs"]}
     seeds = range(arguments.seed0, arguments.seed0 + arguments.runs)
     missing = [seed for seed in seeds if seed not in done]

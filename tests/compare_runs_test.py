@@ -120,6 +120,12 @@ def test_replicas_of_one_workdir_are_runs(make_run, tmp_path):
     assert found["p_value"] == pytest.approx(
         stats.ttest_rel([90.6, 91.5, 91.2], [90.0, 91.0, 90.5]).pvalue
     )
+    result["replicas"][1]["status"] = "diverged"
+    (many / "seeds.json").write_text(json.dumps(result))
+    groups, [found] = compared([*a, many], tmp_path)
+    assert groups[1]["summary"]["n"] == 2
+    assert found["p_value"] == pytest.approx(stats.ttest_rel([90.6, 91.2], [90.0, 90.5]).pvalue)
+    assert "1 run without a partner left out; 1 diverged run left out" in found["how"]
     (many / "seeds.json").write_text('{"replicas": [{}]}')
     with pytest.raises(InputError, match="cannot be used"):
         compared([*a, many], tmp_path)
@@ -177,9 +183,12 @@ def test_what_cannot_be_compared_is_refused(make_run, tmp_path):
         ([good, torn], "cannot be read"),
         ([good, strange], "metrics.jsonl lacks"),
         ([good, broken], "cannot be read"),
+        ([good, make_run("lost", 1, 9.0, result={"status": "diverged"}, batch_size=1)], "diverged"),
     ):
         with pytest.raises(InputError, match=sentence):
             compared(paths, tmp_path)
+    with pytest.raises(InputError, match="is a folder"):
+        compare_runs.compare([good, make_run("second", 1, 90.0)], tmp_path)
     command = [sys.executable, "scripts/compare_runs.py", str(good), str(tmp_path / "none")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and not done.stdout

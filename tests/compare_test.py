@@ -65,6 +65,8 @@ def test_the_tables_have_a_row_a_form_and_survives_gaps():
 @pytest.mark.parametrize(
     ("field", "value", "told"),
     [
+        ("compare.epochs", -3.0, "compare.epochs must be more than 0"),
+        ("compare.epochs", float("nan"), "compare.epochs must be more than 0"),
         ("compare.seeds", 0, "compare.seeds must be at least 1"),
         ("compare.test_images", -5, "compare.test_images must be at least 0"),
         ("compare.dtypes", ("float16",), "must be of float32, bfloat16"),

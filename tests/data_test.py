@@ -20,7 +20,7 @@ import time
 import numpy as np
 import pytest
 
-from cifar_jax import InputError, data, official
+from cifar_jax import InputError, data, official, tfds_reader
 
 N = 20  # images in each made-up file, 2 a class
 
@@ -376,6 +376,14 @@ def test_download_prepares_a_tfds_folder_and_reads_it_again(small, tmp_path, mon
         shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
     with pytest.raises(InputError, match=r"3\.0\.2"):
         data.load("cifar10", root, "test")
+
+
+def test_the_newest_version_is_the_highest_number(tmp_path):
+    for version in ("3.0.2", "10.0.0", "9.1.0"):
+        folder = tmp_path / "mnist" / version
+        folder.mkdir(parents=True)
+        (folder / "dataset_info.json").touch()
+    assert tfds_reader.find(tmp_path, "mnist").name == "10.0.0"
 
 
 @pytest.mark.case(28)

@@ -276,6 +276,18 @@ BAD = {
         (*QUICK, "--config.batch_size=2000", "--workdir=W"),
         "more than the 1501",
     ),
+    "epochs that are no number": (
+        ("--config=configs/speedrun.py", "--config.epochs=nan", "--workdir=W"),
+        "config.epochs must be finite, not nan",
+    ),
+    "a list with an infinity": (
+        (*QUICK, "--config.augment.normalize.std=(1.0, 1.0, 1e999)", "--workdir=W"),
+        "config.augment.normalize.std must be finite, not inf",
+    ),
+    "huge padding": (
+        (*QUICK, "--config.augment.random_crop.padding=10000000000", "--workdir=W"),
+        "config.augment cannot be used",
+    ),
     "no epochs": ((*QUICK, "--config.epochs=0", "--workdir=W"), "epochs must be at least 1"),
     "unknown dtype": ((*QUICK, "--config.model.dtype=int4", "--workdir=W"), "unknown dtype 'int4'"),
     "float64": ((*QUICK, "--config.model.dtype=float64", "--workdir=W"), "compute in float64"),
@@ -311,7 +323,7 @@ BAD = {
     ),
     "unwritable workdir": (
         (*QUICK, "--workdir=/proc/nothing"),
-        "cannot write to workdir /proc/nothing",
+        "cannot write to /proc/nothing",
     ),
     "evaluating nothing": ((*QUICK, "--workdir=W", "--mode=evaluate"), "holds no run"),
 }
@@ -334,7 +346,9 @@ def test_bad_input_is_one_sentence(case, program, tmp_path):
 def test_a_workdir_that_is_a_file(program, tmp_path):
     """This one through the command line, as a user has it."""
     (tmp_path / "file").write_text("mine")
-    refused(program(*QUICK, f"--workdir={tmp_path}/file", prefix=()), "cannot write to workdir")
+    refused(
+        program(*QUICK, f"--workdir={tmp_path}/file", prefix=()), f"cannot write to {tmp_path}/file"
+    )
     assert (tmp_path / "file").read_text() == "mine"
 
 

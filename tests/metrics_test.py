@@ -5,7 +5,15 @@ import numpy as np
 import torch
 from scipy import stats
 
-from cifar_jax.metrics import Metrics, calibration, measure, per_example_loss, softmax, wilson
+from cifar_jax.metrics import (
+    Metrics,
+    calibration,
+    measure,
+    per_example_loss,
+    predictions,
+    softmax,
+    wilson,
+)
 
 
 def test_sums_are_numpys(rng):
@@ -52,8 +60,17 @@ def test_nan_logits_are_misses_and_ties_go_to_the_smaller_class():
     labels = jnp.arange(10)
     nan = measure(jnp.full((10, 10), jnp.nan), labels, jnp.zeros(10))
     np.testing.assert_array_equal(nan.hits, [0, 0, 0])
+    assert not nan.confusion.any()
     constant = measure(jnp.zeros((10, 10)), labels, jnp.zeros(10))
     np.testing.assert_array_equal(constant.hits, [1, 3, 5])  # chance, not a perfect score
+
+
+def test_a_row_that_is_not_finite_has_no_prediction():
+    logits, labels = np.array([[1, np.inf, 0], [0, 2, 1], [3, 1, 2]], np.float32), [1, 1, 1]
+    m = measure(jnp.asarray(logits), jnp.array(labels), jnp.zeros(3))
+    np.testing.assert_array_equal(m.confusion, [[0, 0, 0], [1, 1, 0], [0, 0, 0]])
+    assert float(m.hits[0]) == m.confusion.diagonal().sum() == 1
+    np.testing.assert_array_equal(predictions(logits), [-1, 1, 0])
 
 
 def test_sums_add_up_and_nothing_is_nothing(rng):

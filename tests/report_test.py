@@ -125,6 +125,7 @@ def test_outputs_that_are_not_finite_do_no_harm(run, tmp_path):
     report.write_report(tmp_path, **run)
     page = (tmp_path / "index.html").read_text()
     assert "(NaN)" in page and "left out, outputs not finite</td><td>2</td>" in page
+    assert "no class<br>(NaN)" in page
 
 
 def test_one_epoch(run, tmp_path):

@@ -16,6 +16,8 @@ import results_store  # noqa: E402
 import results_table  # noqa: E402
 import speedrun  # noqa: E402
 
+from cifar_jax import report  # noqa: E402
+
 
 @pytest.mark.parametrize("page", results_table.PAGES, ids=lambda p: p.name)
 def test_pages_are_in_step_with_results(page):
@@ -185,6 +187,12 @@ def test_curves_hold_what_results_say():
     assert results_table.curves()[1] in results_table.CURVES.read_text(), (
         "run: python scripts/results_table.py"
     )
+
+
+def test_a_run_stopped_within_its_first_epoch_has_no_curve():
+    found = {"vgg": {"": [[], [(1, 40.0), (2, 60.0)]]}, "resnet": {"tuned": [[]]}}
+    vgg, resnet = report.draw_beside_original(found).axes
+    assert [len(line.get_xdata()) for line in vgg.lines] == [2] and not resnet.lines
 
 
 def test_benchmarks_are_shown_but_for_small_runs_and_growth_apart(tmp_path, monkeypatch):

@@ -30,6 +30,10 @@ def test_what_never_varies_is_not_tested():
     assert paired([2.0], [1.0]) == {**interval([1.0]), "p_value": None}
     assert welch([2.0], [1.0, 3.0]) == {"mean": 0.0, "interval": None, "p_value": None}
     assert welch([2.0, 2.0], [1.0, 1.0])["p_value"] is None
+    # and what varies by rounding alone
+    found = paired([93.35, 93.45, 93.65], [93.25, 93.35, 93.55])
+    assert found["sd"] > 0 and found["p_value"] is None
+    assert welch([93.41] * 3, [93.4] * 3)["p_value"] is None
 
 
 def test_welch_by_hand():

@@ -34,6 +34,15 @@ def race(cache, tmp_path):
     return start
 
 
+def test_without_the_device_asked_for_it_says_so(tmp_path):
+    command = [sys.executable, "scripts/speedrun.py", "--runs=1"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cuda", "XLA_FLAGS": ""}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("speedrun.py: ")
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.long
 def test_runs_are_kept_and_the_missing_ones_added(race, tmp_path, program):
     first = race("--runs=1", "--seed0=4")
@@ -43,6 +52,7 @@ def test_runs_are_kept_and_the_missing_ones_added(race, tmp_path, program):
     assert one["summary"]["accuracy"]["multicrop"]["interval"] is None
     for field in ("ghost_batches", "seeds"):  # as if from before these were fields
         del one["config"][field]
+    one["config"]["compare"]["steps"] += 1  # of another mode
     (tmp_path / "runs.json").write_text(json.dumps(one))
     again = race("--runs=3", "--seed0=3")
     assert again.returncode == 0, again.stderr
