@@ -90,8 +90,8 @@ def draw_beside_original(systems):
             "its recipe, here (a line a seed)",
             {"color": TRAIN_COLOR, "markerfacecolor": "white"},
         ),
-        "tuned": ("our recipe, here", {"color": EVAL_COLOR}),
-        "short": ("our recipe in few epochs, here", {"color": ACCENT}),
+        "tuned": (":tuned, here", {"color": EVAL_COLOR}),
+        "short": (":short, here", {"color": ACCENT}),
     }
     figure = _figure(12, 3.3)
     panels = figure.subplots(1, len(systems), sharey=True)

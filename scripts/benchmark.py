@@ -364,13 +364,15 @@ def markdown(result):
     )
     set_for_torch = result["settings"].get("torch_tunables")  # not in older files
     set_for_torch = f", for PyTorch {set_for_torch}" if set_for_torch is not None else ""
+    speed = "speed" in result["settings"]["measure"]
+    how = f"{rounds(result['settings'])}, medians" if speed else "each figure measured once"
     lines = [
-        f"{result['device']}; {rounds(result['settings'])}, medians; {result['data']}; "
-        f"peak of a matrix product: {peak}; "
-        f"GLIBC_TUNABLES {result['glibc_tunables'] or 'not set'}{set_for_torch}; "
+        f"{result['device']}; {how}; {result['data']}; "
+        + (f"peak of a matrix product: {peak}; " if speed else "")
+        + f"GLIBC_TUNABLES {result['glibc_tunables'] or 'not set'}{set_for_torch}; "
         f"{versions(result)}.",
     ]
-    if "speed" in result["settings"]["measure"]:
+    if speed:
         lines += [
             "",
             "Images/s (share of the peak); JAX augmenting to PyTorch within a round, median and "
@@ -396,7 +398,8 @@ def markdown(result):
         lines += [
             "",
             "Seconds to the first training step in a fresh process, imports aside, with an empty "
-            "and with a filled compilation cache; peak memory, MiB:",
+            "and with a filled compilation cache; peak memory beyond data and libraries (on a GPU "
+            "for JAX with the data), MiB; one process each:",
             "",
             "| family, batch | form | empty | filled | memory |",
             "|---|---|--:|--:|--:|",

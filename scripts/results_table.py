@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import pathlib
+import re
 import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -103,8 +104,11 @@ def results():
         )
     lines += [
         "",
-        "Accuracy on the 10,000 test images after the last epoch, in the originals and here; ours "
-        "are `configs/NAME.py:tuned` and `:short`. Minutes: training, evaluation and compilation; "
+        "Accuracy on the 10,000 test images after the last epoch, in the originals and here, of "
+        "one seed where no mean is named; ours are `configs/NAME.py:tuned` and `:short`. Dilated's "
+        "original and its recipe here are tested on augmented images, all others on clean ones. "
+        "With mirror views: the mean over each image and its mirror image. Minutes: training, "
+        "evaluation and compilation; "
         "on CPU other work ran beside them, or they were paused for it. Every run's seed, commit "
         "and versions: [docs/results.md](docs/results.md).",
         "",
@@ -227,7 +231,9 @@ def curves():
 def provenance(result):
     """Device, versions, commit and data (if it has any) of a result, in words."""
     versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
-    text = f"{result['device']}, {versions}, commit {short_commit(result['commit'])}"
+    # XLA's devices of a CPU may be more than its cores
+    device = re.sub(r"^(\d\d+|[2-9]) x cpu", r"\1 virtual devices of one CPU", result["device"])
+    text = f"{device}, {versions}, commit {short_commit(result['commit'])}"
     if "dataset" in result:
         text += f", train sha256 {result['dataset']['sha256']['train'][:12]}"
     return text

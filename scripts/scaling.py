@@ -180,7 +180,8 @@ def markdown(result):
     whole, split = (result["placements"][key] for key in ("whole", "split"))
     rows += [
         "",
-        "| dataset | MiB on a device | collectives for a batch | MiB sent for a batch | time |",
+        "| dataset | MiB on a device | collectives for a batch | MiB sent for a batch "
+        f"| time for a batch ({1000 * whole['seconds']:.1f} ms: 1) |",
         "|---|--:|--:|--:|--:|",
     ]
     for text, entry in {"whole on every device": whole, "a share on each": split}.items():
