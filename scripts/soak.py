@@ -128,13 +128,16 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
-def main(arguments):
+def main(arguments, cache=None):
+    """See the file's docstring; `cache`: the folder of compiled programs, else one of its own."""
     start = running.Fork if arguments.fork else running.start
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
 
         def run(workdir, *more):
-            return start(*running.QUICK, *more, f"--workdir={workdir}", cache=folder / "cache")
+            return start(
+                *running.QUICK, *more, f"--workdir={workdir}", cache=cache or folder / "cache"
+            )
 
         out = files.output(arguments.out)
         found = files.read_json(out) or {} if not arguments.kills else {}

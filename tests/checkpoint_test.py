@@ -99,6 +99,7 @@ def test_a_loss_that_is_no_number_is_never_best(tmp_path, bad):
 def test_every_flipped_bit_is_noticed(tmp_path, rng):
     """Orbax alone restores flipped array bytes without a word."""
     whole = saved(tmp_path / "whole", {1: 0.5, 2: 0.4})
+    noticed = 0
     for i in range(6):
         folder = tmp_path / str(i)
         shutil.copytree(whole, folder)
@@ -108,10 +109,11 @@ def test_every_flipped_bit_is_noticed(tmp_path, rng):
         content[place] ^= 1 << int(rng.integers(8))
         path.write_bytes(content)
         found = latest(folder)  # what it restores is compared with what was saved
-        assert found in (1, 2)
         if found == 1:
+            noticed += 1
             assert [p for p in folder.iterdir() if p.name.startswith("damaged-2-")]
             assert best(folder) == 1
+    assert noticed  # a flip in what nobody reads does no harm
 
 
 def test_orbax_alone_does_not_notice(tmp_path, monkeypatch, rng):
@@ -155,11 +157,12 @@ def truncate(path):
         *("truncated root metadata", "empty folder"),
     ],
 )
-def test_a_damaged_checkpoint_is_passed_over(tmp_path, harm, capsys):
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, harm, capsys, request):
     folder = saved(tmp_path / "c", {1: 0.5, 2: 0.4})
     harm(folder / "2")
     step = latest(folder)
-    assert step in (1, 2)  # some of these files Orbax does not need
+    if request.node.callspec.id not in ("truncated metrics", "truncated root metadata"):
+        assert step == 1  # Orbax does not need those
     if step == 1:
         said = capsys.readouterr().err
         assert str(folder / "2") in said and "set aside" in said

@@ -2,6 +2,7 @@
 warnings as errors."""
 
 import fcntl
+import gc
 import os
 import pathlib
 import shutil
@@ -28,7 +29,11 @@ def pytest_addoption(parser):
     parser.addoption("--cases", help="JSON file for the outcomes of the tests marked `case`")
 
 
+LONGEST = ("test_soak", "test_a_signal_to_one_and_the_death_of_one", "test_replicas_are_the_runs")
+
+
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not item.name.startswith(LONGEST))  # first: none ends alone
     for item in items:
         for mark in item.iter_markers("case"):
             item.user_properties += [("case", number) for number in mark.args]
@@ -63,6 +68,13 @@ def pytest_sessionfinish(session):
 
         cases = {str(n): dict(sorted(tests.items())) for n, tests in sorted(OUTCOMES.items())}
         workdir.write_json(path, {**environment(), "cases": cases})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def settled():
+    """What is there stays, as in main.py: a failed restore collects garbage, and would walk it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -397,9 +397,8 @@ def test_a_scheduler_s_variables_change_nothing(reference, program, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.case(21)
-def test_soak(tmp_path):
+def test_soak(cache, tmp_path):
     """Ten kills at random moments; scripts/soak.py has a hundred."""
-    found = soak.main(
-        soak.parse(["--kills=10", "--epochs=0", "--fork", f"--out={tmp_path}/soak.json"])
-    )
+    arguments = ["--kills=10", "--epochs=0", "--fork", f"--out={tmp_path}/soak.json"]
+    found = soak.main(soak.parse(arguments), cache)
     assert found["survived"] == 10 and found["runs"] >= 1

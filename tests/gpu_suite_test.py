@@ -45,7 +45,8 @@ def test_every_command_can_be_parsed(part, quick, tmp_path, monkeypatch):
             assert what == "-m" and (ROOT / rest[-1]).is_file()
 
 
-def test_what_outlasts_its_share_is_stopped_with_its_children(tmp_path):
+def test_what_outlasts_its_share_is_stopped_with_its_children(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_suite, "LEAST", 5)
     child = "import os, pathlib, time; pathlib.Path('PID').write_text(str(os.getpid()))"
     child = child.replace("PID", str(tmp_path / "pid")) + "; time.sleep(60)"
     parent = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}])"

@@ -180,6 +180,7 @@ def test_evaluating_a_live_run_does_not_touch_it(reference, program, tmp_path):
 
 def test_validation_is_held_out_and_the_test_set_measured_once(program, tmp_path):
     extra = (*QUICK, "--config.epochs=1", "--config.data.validation=200")
+    extra += ("--config.batch_size=325", "--config.drop_last=True")  # four calls of one program
     finish(program(*extra, "--config.schedule.pct_start=0.5", f"--workdir={tmp_path}/run"))
     made = result(tmp_path / "run")
     assert made["dataset"]["sizes"] == {"train": 1301, "validation": 200, "test": 296}

@@ -187,19 +187,24 @@ def test_initial_values_are_pytorchs_uniform():
 def test_dropout_is_pytorchs_call_by_call(name, rng, monkeypatch):
     """The share of what is dropped, whole channels or single values, the factor on the rest."""
     images = rng.normal(size=(16, 32, 32, 3)).astype(np.float32)
-    ours, theirs = [], []
+    traced, theirs = [], []
 
     def record(call, args, kwargs, context):
         y = call(*args, **kwargs)
         if isinstance(context.module, nn.Dropout):
-            ours.append((np.moveaxis(args[0], -1, 1), np.moveaxis(y, -1, 1)))
+            traced.append((args[0], y))
         return y
 
-    model = create_model(name, num_classes=10)
-    variables = model.init(jax.random.key(0), images, train=False)
-    with nn.intercept_methods(record):
-        rngs = {"dropout": jax.random.key(1)}
-        model.apply(variables, images, train=True, rngs=rngs, mutable=["batch_stats"])
+    @functools.partial(jax.jit, compiler_options=once_options())
+    def run(images):
+        model = create_model(name, num_classes=10)
+        variables = model.init(jax.random.key(0), images, train=False)
+        with nn.intercept_methods(record):
+            rngs = {"dropout": jax.random.key(1)}
+            model.apply(variables, images, train=True, rngs=rngs, mutable=["batch_stats"])
+        return traced
+
+    ours = [tuple(np.moveaxis(x, -1, 1) for x in pair) for pair in jax.device_get(run(images))]
 
     def spy(kind, call, x, p, training):
         y = call(x, p, training)

@@ -53,12 +53,19 @@ def start(*args, **kwargs):
     return jax.jit(lambda: init_state(*args, **kwargs), compiler_options=once_options())()
 
 
-def setup(batch_size=32, n=100, dtype="float32", **kwargs):
+@functools.cache
+def beginning(dtype):
+    """Model, optimizer and initial state, compiled once."""
     model = create_model("resnet", num_classes=10, widths=(4, 8, 8, 8), dtype=dtype)
     tx = make_optimizer(name="adam", schedule=constant(1e-3))
+    return model, tx, start(jax.random.key(3), model, tx)
+
+
+def setup(batch_size=32, n=100, dtype="float32", **kwargs):
+    model, tx, state = beginning(dtype)
     kwargs = {"augment": AUGMENT, **kwargs}
     step = make_train_step(model, tx, batch_size=batch_size, num_examples=n, **kwargs)
-    return model, tx, step, start(jax.random.key(3), model, tx)
+    return model, tx, step, jax.tree.map(jnp.copy, state)  # for some tests donate it
 
 
 # ------------------------------------------------------------------------------------------- order
@@ -292,21 +299,19 @@ def test_a_frozen_layer_needs_no_gradient(dataset):
     """The step that leaves it out is the step that throws it away, and a cheaper one."""
     step, state = airbench()
     run = jax.jit(step, static_argnames="frozen")
+    every, fewer = (run.lower(state, dataset, frozen=f).compile() for f in ((), ("whiten",)))
     for _ in range(2):
-        state, _ = run(state, dataset)
+        state, _ = every(state, dataset)
     kept = state.params["whiten"]["bias"]
     assert kept.any()
-    without, _ = run(state, dataset, frozen=("whiten",))
-    thrown_away, _ = run(state, dataset)
+    without, _ = fewer(state, dataset)
+    thrown_away, _ = every(state, dataset)
     np.testing.assert_array_equal(without.params["whiten"]["bias"], kept)
     np.testing.assert_array_equal(thrown_away.params["whiten"]["bias"], kept)
     for a, b in zip(jax.tree.leaves(without.params), jax.tree.leaves(thrown_away.params)):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-    flops = [
-        run.lower(state, dataset, frozen=f).compile().cost_analysis()["flops"]
-        for f in ((), ("whiten",))
-    ]
-    assert flops[1] < 0.95 * flops[0]
+    flops, least = (program.cost_analysis()["flops"] for program in (every, fewer))
+    assert least < 0.95 * flops
 
 
 def test_lookahead_acts_on_weights_and_statistics(dataset):
@@ -332,17 +337,28 @@ def test_lookahead_acts_on_weights_and_statistics(dataset):
 # -------------------------------------------------------------------------------------- evaluation
 
 
+@pytest.fixture(scope="module")
+def whole():
+    """100 images, and what two batches of 50 of them give: (dataset, metrics, logits)."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (100, 32, 32, 3), dtype=np.uint8)
+    dataset = Dataset(jnp.asarray(images), jnp.asarray(rng.integers(0, 10, 100), jnp.int32))
+    model, _, _, state = setup()
+    evaluate = make_evaluate(model, batch_size=50, transform=NORMALIZE)
+    return dataset, *evaluate(state, dataset)
+
+
 @pytest.mark.case(23)
 @pytest.mark.parametrize("batch_size", [1, 7, 32, 100, 512])
-def test_every_image_counts_once_at_any_batch_size(dataset, batch_size):
+def test_every_image_counts_once_at_any_batch_size(whole, batch_size):
+    dataset, expected, reference = whole
     model, _, _, state = setup()
     metrics, logits = make_evaluate(model, batch_size=batch_size, transform=NORMALIZE)(
         state, dataset
     )
-    whole, reference = make_evaluate(model, batch_size=50, transform=NORMALIZE)(state, dataset)
     assert float(metrics.count) == 100 and float(metrics.confusion.sum()) == 100
-    np.testing.assert_array_equal(metrics.confusion, whole.confusion)
-    np.testing.assert_allclose(metrics.loss, whole.loss, rtol=1e-5)
+    np.testing.assert_array_equal(metrics.confusion, expected.confusion)
+    np.testing.assert_allclose(metrics.loss, expected.loss, rtol=1e-5)
     np.testing.assert_allclose(logits, reference, atol=1e-4)
     rows = np.bincount(dataset.labels, minlength=10)
     np.testing.assert_array_equal(metrics.confusion.sum(1), rows)
@@ -480,21 +496,24 @@ VARIANTS += [f"{name}:short" for name in ("vgg", "convnet", "resnet")]
 VARIANTS += ["mixture:sequential", "speedrun:96", "speedrun:muon"]
 
 
+@functools.cache
+def shapes_of(system, variant):
+    """Those of the parameters before and after a step."""
+    config = importlib.import_module(f"configs.{system}").get_config(variant)
+    splits = random_splits({"train": 2 * config.batch_size, "test": 8})
+    exp = make_experiment(config, splits=splits, class_names=tuple("0123456789"))
+    state = exp.abstract_state()
+    after, _ = jax.eval_shape(exp.step, state, exp.train)
+    return [jax.tree.map(jnp.shape, tree.params) for tree in (state, after)]
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_of_a_config_has_a_step_and_the_same_parameters(name):
     """Traced, not run: all its fields are known to those who read them. A recipe leaves the network
     as it is."""
 
-    def step_of(variant):
-        config = importlib.import_module(f"configs.{system}").get_config(variant)
-        splits = random_splits({"train": 2 * config.batch_size, "test": 8})
-        exp = make_experiment(config, splits=splits, class_names=tuple("0123456789"))
-        state = exp.abstract_state()
-        after, _ = jax.eval_shape(exp.step, state, exp.train)
-        return state.params, after.params
-
     system, _, variant = name.partition(":")
-    before, after = step_of(variant)
-    assert jax.tree.map(jnp.shape, before) == jax.tree.map(jnp.shape, after)
+    before, after = shapes_of(system, variant)
+    assert before == after
     if variant in ("tuned", "short"):
-        assert jax.tree.map(jnp.shape, before) == jax.tree.map(jnp.shape, step_of("")[0])
+        assert before == shapes_of(system, "")[0]
