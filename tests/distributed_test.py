@@ -73,7 +73,7 @@ def losses(workdir):
 @pytest.mark.long
 def test_two_processes_train_as_one_and_the_run_moves_to_one(job, program, tmp_path):
     """As one with as many devices; a single CPU device computes its convolutions in another way."""
-    five_steps, two = "--config.stop_after=0.21", tmp_path / "two"
+    five_steps, two = "--config.stop_after=0.28", tmp_path / "two"
     _, (silence, _) = finish_all(job(two, five_steps))
     assert silence == "" and result(two)["device"].startswith("4 x ")
     finish(program(*JOB, five_steps, f"--workdir={tmp_path}/one", devices=4))
@@ -92,11 +92,11 @@ def test_a_signal_to_one_and_the_death_of_one_leave_the_run_as_it_would_have_bee
     assert sum(line.startswith("epoch") for line in out.splitlines()) == 2 and silence == ""
 
     first, second = job(workdir)
-    wait_for(lambda: (workdir / "checkpoints" / "23").exists(), first)
+    wait_for(lambda: (workdir / "checkpoints" / "18").exists(), first)
     second.send_signal(signal.SIGTERM)
     finish_all((first, second), code=75)
     stopped = result(workdir)
-    assert stopped["status"] == "interrupted" and 23 <= stopped["steps"] < 46
+    assert stopped["status"] == "interrupted" and 18 <= stopped["steps"] < 36
 
     first, second = job(workdir, fault=the_second_dies)
     wait_for(lambda: second.poll() is not None, first)

@@ -40,7 +40,7 @@ def plant_nan(collection, run, step):
 
 
 KILLED = -SIGKILL
-MOMENTS = {  # (cases, place, call, before, after, exit code, step reached); 24 steps an epoch
+MOMENTS = {  # (cases, place, call, before, after, exit code, step reached); 19 steps an epoch
     "killed before the first save": ((1,), "save", 1, (SIGKILL,), (), KILLED, None),
     "killed while saving": ((1, 21), "save", 2, (), (SIGKILL,), KILLED, None),
     "killed between log and save": ((38,), "log", 2, (), (SIGKILL,), KILLED, None),
@@ -48,12 +48,12 @@ MOMENTS = {  # (cases, place, call, before, after, exit code, step reached); 24 
     "killed before the result": ((40,), "result", 2, (SIGKILL,), (), KILLED, None),
     "SIGTERM while the data are read": ((20,), "data", 1, (SIGTERM,), (), -SIGTERM, None),
     "SIGTERM before the first step": ((20,), "restore", 1, (), (SIGTERM,), 75, 0),
-    "SIGTERM within an epoch": ((3, 20), "step", 5, (SIGTERM,), (), 75, 32),
-    "signals while compiling": ((6, 20), "compile", 1, (SIGINT,) * 3, (), 75, 8),
-    "SIGTERM in an evaluation": ((6,), "evaluate", 1, (SIGTERM,), (), 75, 24),
-    "signals while saving": ((4,), "save", 1, (SIGTERM,), (SIGINT, SIGTERM), 75, 24),
-    "SIGTERM in the last step": ((20,), "step", 12, (SIGTERM,), (), 0, 72),
-    "signals in the report": ((40,), "report", 1, (SIGTERM, SIGINT), (), 0, 72),
+    "SIGTERM within an epoch": ((3, 20), "step", 5, (SIGTERM,), (), 75, 25),
+    "signals while compiling": ((6, 20), "compile", 1, (SIGINT,) * 3, (), 75, 6),
+    "SIGTERM in an evaluation": ((6,), "evaluate", 1, (SIGTERM,), (), 75, 19),
+    "signals while saving": ((4,), "save", 1, (SIGTERM,), (SIGINT, SIGTERM), 75, 19),
+    "SIGTERM in the last step": ((20,), "step", 12, (SIGTERM,), (), 0, 57),
+    "signals in the report": ((40,), "report", 1, (SIGTERM, SIGINT), (), 0, 57),
 }
 LONG = (
     *("killed before the first save", "SIGTERM while the data are read"),
@@ -88,7 +88,7 @@ def test_struck_and_started_again(moment, reference, program, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signum, step", [(SIGTERM, 24), (SIGKILL, 0)])
+@pytest.mark.parametrize("signum, step", [(SIGTERM, 19), (SIGKILL, 0)])
 def test_checkpoints_lie_as_far_apart_as_asked(signum, step, reference, program, tmp_path):
     """None after the first epoch, unless the run is interrupted there; that is never the best."""
     run = (*QUICK, f"--workdir={tmp_path}/run", "--config.save_every=2")
@@ -101,7 +101,7 @@ def test_checkpoints_lie_as_far_apart_as_asked(signum, step, reference, program,
             assert checkpoints.best_step() is None
     out, _ = finish(program(*run))
     assert ("resuming" in out) == bool(step)
-    assert {p.name for p in (tmp_path / "run" / "checkpoints").glob("[0-9]*")} <= {"24", "48", "72"}
+    assert {p.name for p in (tmp_path / "run" / "checkpoints").glob("[0-9]*")} <= {"19", "38", "57"}
     assert_same_run(tmp_path / "run", reference)
 
 
@@ -112,7 +112,7 @@ def test_a_program_that_fails_right_after_a_save_waits_for_it(reference, program
     fault = functools.partial(strike, "save", 2, after=fail)
     _, err = finish(program(*run, fault=fault), code=1)
     assert "MemoryError: planted" in err
-    assert (tmp_path / "run" / "checkpoints" / "48").is_dir()
+    assert (tmp_path / "run" / "checkpoints" / "38").is_dir()
     out, _ = finish(program(*run))
     assert "at epoch 2" in out
     assert_same_run(tmp_path / "run", reference)
@@ -131,9 +131,9 @@ def test_nan_is_never_saved(collection, reference, program, tmp_path):
     run = (*QUICK, f"--workdir={tmp_path}/run")
     fault = functools.partial(plant_later, collection)
     _, err = finish(program(*run, fault=fault), code=3)
-    assert "diverged at step 48" in err and "Traceback" not in err
+    assert "diverged at step 38" in err and "Traceback" not in err
     left = result(tmp_path / "run")
-    assert (left["status"], left["diverged_at"], left["best"]["epoch"]) == ("diverged", 48, 1)
+    assert (left["status"], left["diverged_at"], left["best"]["epoch"]) == ("diverged", 38, 1)
     out, _ = finish(program(*run))
     assert "at epoch 1" in out
     assert_same_run(tmp_path / "run", reference)
@@ -202,13 +202,13 @@ def test_rollback_goes_on_from_the_checkpoint_at_half_the_rate(reference, progra
     rollback = (*QUICK, "--config.on_nonfinite=rollback")
     fault = functools.partial(plant_later, "params")
     _, err = finish(program(*rollback, f"--workdir={whole}", fault=fault))
-    assert "diverged at step 48; from step 24 on again at 0.5 of the learning rate" in err
-    assert result(whole)["status"] == "done" and result(whole)["rollbacks"] == [24]
+    assert "diverged at step 38; from step 19 on again at 0.5 of the learning rate" in err
+    assert result(whole)["status"] == "done" and result(whole)["rollbacks"] == [19]
     rates = [[r["lr"] for r in metrics(run)] for run in (whole, reference)]
     assert [ours / full for ours, full in zip(*rates)] == pytest.approx([1, 0.5, 0.5])
     fault = functools.partial(plant_and_interrupt, 4 + 4 + 5)
     finish(program(*rollback, f"--workdir={parts}", fault=fault), code=75)
-    assert result(parts)["steps"] == 48 + 8
+    assert result(parts)["steps"] == 38 + 6
     finish(program(*rollback, f"--workdir={parts}"))
     assert_same_run(whole, parts)
 
@@ -287,7 +287,7 @@ def test_no_memory_is_one_sentence(program, tmp_path):
     fault = functools.partial(strike, "step", 6, before=ask_for_40_terabytes)
     _, err = finish(program(*QUICK, f"--workdir={tmp_path}/run", fault=fault), code=2)
     assert err.count("\n") == 1 and "has not enough memory" in err and "batch_size" in err
-    assert (tmp_path / "run" / "checkpoints" / "24").is_dir()
+    assert (tmp_path / "run" / "checkpoints" / "19").is_dir()
 
 
 def ask_for_40_terabytes(*args):
@@ -305,7 +305,7 @@ def test_a_run_with_a_rotten_checkpoint_ends_as_if_nothing_had_been(reference, p
     for path in array_files(bad):
         flip(path)
     out, err = finish(program(*QUICK, f"--workdir={workdir}"))
-    assert str(bad) in err and "going on from step 24" in err
+    assert str(bad) in err and "going on from step 19" in err
     assert "resuming" in out and "Traceback" not in err
     assert_same_run(workdir, reference)
 

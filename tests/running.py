@@ -19,6 +19,7 @@ import numpy as np
 ROOT = pathlib.Path(__file__).parent.parent
 QUICK = (
     *("--config=configs/quickstart.py", "--config.model.widths=4,8,8,8", "--config.epochs=3"),
+    "--config.batch_size=80",  # 19 steps an epoch: two programs, of 6 steps and of the last one
     "--config.report=False",  # drawing takes longer than training
 )
 SPEEDRUN = (  # its bias is frozen within these 35 steps
@@ -128,7 +129,7 @@ def places():
         "data": (train, "make_experiment"),
         "restore": (train.Run, "restore"),
         "compile": (train.Run, "compile_call"),
-        "step": (progress.tqdm, "update"),  # once a call: of 8, 8, 7 and 1 steps in an epoch
+        "step": (progress.tqdm, "update"),  # once a call: of 6, 6, 6 and 1 steps in an epoch
         "evaluate": (train.Run, "end_epoch"),
         "log": (train.files, "append_metrics"),
         "save": (train.Checkpoints, "save"),
