@@ -58,6 +58,7 @@ def write_run(
     eval_name = evaluated(result)
     probabilities = metrics.softmax(logits)
     calibration = metrics.calibration(probabilities, labels)
+    predicted = metrics.predictions(logits)
     confusion = np.asarray(confusion).astype(int)
     found = mistakes(images, labels, logits, probabilities)
     charts = curves(records, learning_rate, steps_per_epoch(result), eval_name) if records else {}
@@ -68,7 +69,12 @@ def write_run(
     write(
         path,
         "report.html",
-        data={"charts": charts, "confusion": confusion.tolist(), "first": FIRST},
+        data={
+            "charts": charts,
+            "confusion": confusion.tolist(),
+            "unclassed": np.bincount(labels[predicted < 0], minlength=len(class_names)).tolist(),
+            "first": FIRST,
+        },
         charts_of=charts,
         result=result,
         records=records,
@@ -87,7 +93,7 @@ def write_run(
         calibration=calibration,
         reliability=reliability(calibration),
         mistakes=found,
-        wrong=int((metrics.predictions(logits) != labels).sum()),
+        wrong=int((predicted != labels).sum()),
         samples=[
             {"name": name, "src": picture(strip(row))}
             for name, row in zip(class_names[:TABLE], samples["by_class"][:TABLE], strict=True)

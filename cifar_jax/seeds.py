@@ -326,7 +326,8 @@ class Replicas(Run):
     def find_divergence(self, step):
         """As Run's, of each replica; None while one goes on."""
         sums = self.fetch(self.metrics)
-        if not self.exp.ends_epoch(step) and np.isfinite(sums.loss).any():
+        ends = self.exp.ends_epoch(step) or step == self.exp.end_step
+        if not ends and np.isfinite(sums.loss).any():
             return None  # wherever it is interrupted, it looks at the same steps
         finite = self.fetch(tuple(map(self.finite, self.state)))
         for i, replica in enumerate(self.replicas):
@@ -400,6 +401,7 @@ class Replicas(Run):
     def finish(self, status):
         """Measure the best of each replica on the test set and write seeds.json last."""
         exp, config, step = self.exp, self.exp.config, self.step
+        start, compiled = time.perf_counter(), self.compile_seconds
         self.checkpoints.wait()
         tests, now = [{}] * len(self.replicas), None
         if status != "interrupted":
@@ -407,6 +409,7 @@ class Replicas(Run):
                 now = self.measure(self.state, self.eval_set)
             if self.test:
                 tests = self.measure_best(now)
+        self.finish_seconds = time.perf_counter() - start - (self.compile_seconds - compiled)
         replicas = []
         for i, replica in enumerate(self.replicas):
             records, best = self.records_of(i), self.best_record(i)

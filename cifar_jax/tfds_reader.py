@@ -28,7 +28,7 @@ def find(root, name):
             info.parent
             for place in (folder / name, folder)
             for info in sorted(place.glob("*/dataset_info.json"), key=_version)
-            if place.name == pathlib.PurePath(name).name
+            if place.name == pathlib.PurePath(name).name and _version(info)
         ]
         if found:
             return found[-1]
@@ -36,7 +36,9 @@ def find(root, name):
 
 
 def _version(info):
-    return [int(number) for number in re.findall(r"\d+", info.parent.name)]
+    """[] of a folder that is none: TFDS names one in the making otherwise."""
+    known = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", info.parent.name)
+    return [int(number) for number in known.groups()] if known else []
 
 
 def folder_of(name, root):
@@ -214,6 +216,7 @@ def download(name, root, looked):
 
         def _split_generators(self, dl_manager):
             archive = pathlib.Path(dl_manager.download(url))
+            fetched.append(archive)
             return {split: self._generate_examples(archive, split) for split in SPLITS}
 
         def _generate_examples(self, archive, split):
@@ -228,13 +231,20 @@ def download(name, root, looked):
                     {"id": f"{split}_{i:05d}", "image": png.getvalue(), "label": int(label)},
                 )
 
+    fetched = []
     try:
         Cifar.name = name  # which its body could not have taken from here
         builder = Cifar(data_dir=root, file_format="array_record")
         builder.download_and_prepare()
-    except InputError:
+    except InputError:  # TFDS would take the damaged file again
+        for archive in fetched:
+            for path in (archive, archive.with_name(f"{archive.name}.INFO")):
+                path.unlink(missing_ok=True)
         raise
     except Exception as error:
+        done = find(root, name)
+        if done:  # another process was faster
+            return done
         raise InputError(
             f"downloading {title} from {url} into {root} failed: {first_line(error)}"
         ) from error

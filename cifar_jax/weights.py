@@ -5,6 +5,7 @@ Numpy on both sides, no torch. The PyTorch modules that take these names are in 
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 
 from cifar_jax import InputError
@@ -209,6 +210,7 @@ def _check(found, wanted):
     wanted = {key: value for key, value in wanted.items() if not key.endswith(COUNTER)}
     found = {key: np.asarray(value) for key, value in found.items() if not key.endswith(COUNTER)}
     both = [key for key in wanted if key in found]
+    floating = {key for key in both if jnp.issubdtype(found[key].dtype, jnp.floating)}
     faults = {
         "missing": [key for key in wanted if key not in found],
         "not known to the model": [key for key in found if key not in wanted],
@@ -217,11 +219,9 @@ def _check(found, wanted):
             for key in both
             if found[key].shape != wanted[key].shape
         ],
-        "not of floating point": [key for key in both if found[key].dtype.kind != "f"],
+        "not of floating point": [key for key in both if key not in floating],
         "not finite": [
-            key
-            for key in both
-            if found[key].dtype.kind == "f" and not np.isfinite(found[key]).all()
+            key for key in both if key in floating and not np.isfinite(found[key]).all()
         ],
     }
     texts = [f"{', '.join(_few(names))} {fault}" for fault, names in faults.items() if names]

@@ -104,13 +104,22 @@ def add(workdir):
         yield write(path, {**result, "config": config, "records": records})
     if (workdir / "comparison.json").exists():
         comparison = json.loads((workdir / "comparison.json").read_text())
+        config = json.loads((workdir / "config.json").read_text())["config"]
+        if recipe_of(comparison["model"], config) != "":
+            sys.exit(f"{workdir} has another config than configs/{comparison['model']}.py")
+        path = COMPARISONS / f"{comparison['model']}.json"
+        if path.exists() and len(json.loads(path.read_text())["runs"]) > len(comparison["runs"]):
+            sys.exit(f"{path} holds more seeds than {workdir}")
         if comparison["status"] == "done":
-            yield write(COMPARISONS / f"{comparison['model']}.json", comparison)
+            yield write(path, comparison)
 
 
 def recipe_of(model, config):
     """Of which variant of configs/MODEL.py `config` is, whatever its seed, its dtype, how
-    often it saved and the fields that it lacks, for it is older; None if of none."""
+    often it saved and the fields that it lacks, for it is older; None if of none. SystemExit for
+    the speedrun."""
+    if model not in ORIGINALS:
+        sys.exit(f"results of {model} are kept by scripts/speedrun.py")
     module = importlib.import_module(f"configs.{model}")
     for variant in RECIPES:
         try:

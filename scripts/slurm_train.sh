@@ -22,8 +22,12 @@ trap : TERM # the tasks are told too: wait for them
 srun --kill-on-bad-exit=0 --wait=60 "$PY" main.py "$@" --distributed=auto
 code=$?
 case $code in
-  75) echo "slurm_train: interrupted; queued again to go on from its checkpoint" >&2
-      scontrol requeue "$SLURM_JOB_ID" ;;
+  75) if scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then
+        echo "slurm_train: interrupted; queued again to go on from its checkpoint" >&2
+        scontrol requeue "$SLURM_JOB_ID"
+      else # scancel, or SLURM queues it again itself
+        echo "slurm_train: interrupted; sbatch the same command to go on from its checkpoint" >&2
+      fi ;;
   0 | 2 | 3) ;;
   *) echo "slurm_train: a task ended with code $code; sbatch the same command to go on from the last checkpoint" >&2 ;;
 esac

@@ -48,19 +48,8 @@ def content(workdir):
     }
 
 
-def phase(workdir):
-    """Where a run was when it was killed, by what lies on the disk."""
-    if not (workdir / "checkpoints").exists():
-        return "start"
-    if list((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*")):
-        return "save"
-    if (workdir / "report").exists():
-        return "report"
-    return "steps and evaluation" if (workdir / "metrics.jsonl").exists() else "start"
-
-
 def soak(kills, rng, start, folder):
-    """{'survived', 'runs', 'kills': {signal and phase: count}} of that many kills.
+    """{'survived', 'runs', 'kills': {signal: count}} of that many kills.
 
     `start(workdir)` starts the run. SystemExit, with what went wrong, if it is not the same.
     """
@@ -76,11 +65,11 @@ def soak(kills, rng, start, folder):
             wait = rng.uniform(0, lifetime) if tally.total() < kills else None
             _, err = process.communicate(timeout=wait)
         except subprocess.TimeoutExpired:
-            signum, where = rng.choice(SIGNALS), phase(workdir)
+            signum = rng.choice(SIGNALS)
             process.send_signal(signum)
             if rng.random() < 0.3:  # a second one at once
                 process.send_signal(rng.choice(SIGNALS))
-            tally[f"{signum.name} in {where}"] += 1
+            tally[signum.name] += 1
             _, err = process.communicate()
         if process.returncode not in (0, 75, *(-signum for signum in SIGNALS)):
             sys.exit(f"a run ended with exit code {process.returncode}: {err}")

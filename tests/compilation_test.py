@@ -7,7 +7,7 @@ import sys
 
 import jax
 import pytest
-from running import QUICK, ROOT
+from running import QUICK, ROOT, SMALLER
 
 from cifar_jax import compilation
 
@@ -73,7 +73,7 @@ def program(home, tmp_path):
     environment = {k: v for k, v in os.environ.items() if k not in dropped}
     environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "HOME": str(home)}
     small = ("--config.stop_after=0.05", "--config.report=False")
-    command = [sys.executable, "main.py", *QUICK, *small, f"--workdir={tmp_path / 'run'}"]
+    command = [sys.executable, "main.py", *QUICK, *SMALLER, *small, f"--workdir={tmp_path / 'run'}"]
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
     )

@@ -9,6 +9,7 @@ import io
 import os
 import pathlib
 import pickle
+import shutil
 import socket
 import struct
 import subprocess
@@ -379,7 +380,7 @@ def test_download_prepares_a_tfds_folder_and_reads_it_again(small, tmp_path, mon
 
 
 def test_the_newest_version_is_the_highest_number(tmp_path):
-    for version in ("3.0.2", "10.0.0", "9.1.0"):
+    for version in ("3.0.2", "10.0.0", "9.1.0", "incomplete.X99_10.0.0", "10.0.0.incomplete7"):
         folder = tmp_path / "mnist" / version
         folder.mkdir(parents=True)
         (folder / "dataset_info.json").touch()
@@ -388,7 +389,7 @@ def test_the_newest_version_is_the_highest_number(tmp_path):
 
 @pytest.mark.case(28)
 def test_a_damaged_download_is_refused(small, tmp_path, monkeypatch):
-    _, binary, _ = small
+    _, binary, expected = small
     bad = dict(binary)
     bad["data_batch_3.bin"] = bad["data_batch_3.bin"][:-1] + b"\x00"
     (tmp_path / "home").mkdir()
@@ -397,7 +398,28 @@ def test_a_damaged_download_is_refused(small, tmp_path, monkeypatch):
         monkeypatch.setattr(official.CIFAR10, "url", f"{address}/cifar-10-binary.tar.gz")
         with pytest.raises(InputError, match=r"data_batch_3\.bin differs from the official file"):
             data.load("cifar10", tmp_path / "data", "train")
-    assert not list(tmp_path.glob("data/cifar10/3.0.2/*"))
+        assert not list(tmp_path.glob("data/cifar10/3.0.2/*"))
+        make_tar(tmp_path / "home" / "cifar-10-binary.tar.gz", "cifar-10-batches-bin", binary)
+        assert_is(data.load("cifar10", tmp_path / "data", "train"), expected["train"])
+
+
+def test_a_download_that_another_process_finished_is_taken(small, tmp_path, monkeypatch):
+    """Two trainings begun at once on an empty folder: TFDS cannot move its own to the place."""
+    _, binary, expected = small
+    (tmp_path / "home").mkdir()
+    make_tar(tmp_path / "home" / "cifar-10-binary.tar.gz", "cifar-10-batches-bin", binary)
+    root, other = tmp_path / "data", tmp_path / "other"
+    with serve(tmp_path / "home") as (address, _):
+        monkeypatch.setattr(official.CIFAR10, "url", f"{address}/cifar-10-binary.tar.gz")
+        data.load("cifar10", other, "train")
+        archive = official.binary_archive
+
+        def meanwhile(*arguments):
+            shutil.copytree(other / "cifar10", root / "cifar10", dirs_exist_ok=True)
+            return archive(*arguments)
+
+        monkeypatch.setattr(official, "binary_archive", meanwhile)
+        assert_is(data.load("cifar10", root, "train"), expected["train"])
 
 
 @pytest.mark.case(28)

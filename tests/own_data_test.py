@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from running import finish, result
+from running import SMALLER, finish, result
 
 from cifar_jax import InputError, data, workdir
 from cifar_jax.metrics import softmax
@@ -167,7 +167,7 @@ np.save(sys.argv[2], net.call(np.load(sys.argv[2])))
 def test_a_run_on_own_images_from_training_to_a_program(folder, program, tmp_path, cache):
     """At 24 x 20 pixels and three classes; once trained, predict needs no data."""
     own = ("--config=configs/quickstart.py", "--config.data.name=folder")
-    own += ("--config.model.name=convnet", "--config.model.widths=4,4,4,8,8")
+    own += SMALLER
     own += ("--config.epochs=1", "--config.batch_size=8", "--config.report=False")
     own += (f"--workdir={tmp_path}/run", f"--config.data.dir={folder}")
     finish(program(*own))

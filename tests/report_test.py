@@ -126,6 +126,8 @@ def test_outputs_that_are_not_finite_do_no_harm(run, tmp_path):
     page = (tmp_path / "index.html").read_text()
     assert "(NaN)" in page and "left out, outputs not finite</td><td>2</td>" in page
     assert "no class<br>(NaN)" in page
+    [unclassed] = re.findall(r'"unclassed": (\[.*?\])', page)
+    assert sum(json.loads(unclassed)) == 2
 
 
 def test_one_epoch(run, tmp_path):

@@ -156,6 +156,28 @@ def test_only_a_recipe_from_its_start_is_added(tmp_path, monkeypatch):
         with pytest.raises(SystemExit, match=says):
             add(**more)
     assert add(epochs=4)["epochs"] == 4
+    with pytest.raises(SystemExit, match=r"airbench are kept by scripts/speedrun\.py"):
+        add(model="airbench")
+
+
+def test_only_a_comparison_of_a_recipe_is_added(tmp_path, monkeypatch):
+    monkeypatch.setattr(results_store, "COMPARISONS", tmp_path / "comparisons")
+    comparison = {"status": "done", "model": "resnet", "runs": [{}, {}]}
+
+    def add(config, **more):
+        (tmp_path / "comparison.json").write_text(json.dumps({**comparison, **more}))
+        config = json.loads(config.to_json_best_effort())
+        (tmp_path / "config.json").write_text(json.dumps({"config": config}))
+        return [*results_store.add(tmp_path)]
+
+    resnet, quickstart = (
+        importlib.import_module(f"configs.{name}").get_config() for name in ("resnet", "quickstart")
+    )
+    with pytest.raises(SystemExit, match="another config"):
+        add(quickstart)
+    assert add(resnet) == [tmp_path / "comparisons" / "resnet.json"]
+    with pytest.raises(SystemExit, match="more seeds"):
+        add(resnet, runs=[{}])
 
 
 def test_devices_keep_to_themselves_and_partial_runs_say_so():

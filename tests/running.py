@@ -22,10 +22,12 @@ QUICK = (
     "--config.batch_size=80",  # 19 steps an epoch: two programs, of 6 steps and of the last one
     "--config.report=False",  # drawing takes longer than training
 )
+SMALLER = ("--config.model.name=convnet", "--config.model.widths=4,4,4,8,8")  # compiles sooner
 SPEEDRUN = (  # its bias is frozen within these 35 steps
     *("--config=configs/speedrun.py", "--config.data.name=digits", "--config.epochs=1.5"),
     *("--config.model.widths=4,8,8", "--config.batch_size=64", "--config.eval.batch_size=100"),
     *("--config.schedule.freeze.whiten=1", "--config.report=False"),
+    "--config.steps_per_call=23",  # two programs: of 23 steps, and of 12 with the layer frozen
 )
 PRELOADED = (  # the program imports these when it needs them
     *("cifar_jax.train", "cifar_jax.compare", "cifar_jax.page"),

@@ -98,6 +98,12 @@ def test_replicas_spread_over_devices_train_as_one_alone(strategy):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5)
     run.take(saved, beside)
     np.testing.assert_array_equal(run.join(run.state).step, [3, 3, 3])
+    whole = run.state
+    run.state = jax.tree.map(lambda x: x * np.nan if x.dtype == np.float32 else x, whole)
+    config.stop_after = 0.5  # looked at where the run stops, and not wherever it is interrupted
+    assert not exp.ends_epoch(exp.end_step) and run.find_divergence(exp.end_step - 1) is None
+    assert run.find_divergence(exp.end_step) == exp.end_step
+    run.state, run.diverged = whole, 0 * run.diverged
     if strategy == "sequence":  # one that diverges is told; the others go on
         broken = run.state[0].replace(
             params=jax.tree.map(lambda x: x * np.nan, run.state[0].params)

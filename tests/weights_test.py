@@ -78,6 +78,17 @@ def test_a_family_without_names_is_refused(rng):
         weights.to_state_dict("allconv", model, variables)
 
 
+def test_bfloat16_is_taken(rng):
+    model, variables = filled("resnet", rng)
+    state_dict = weights.to_state_dict("resnet", model, variables)
+    half = {key: value.astype(jnp.bfloat16) for key, value in state_dict.items()}
+    found = weights.from_state_dict("resnet", model, variables, half)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype("float32")}
+    half["fc.weight"][0, 0] = np.inf
+    with pytest.raises(InputError, match="fc.weight not finite"):
+        weights.from_state_dict("resnet", model, variables, half)
+
+
 def test_counters_are_optional(rng):
     model, variables = filled("resnet", rng)
     state_dict = weights.to_state_dict("resnet", model, variables)

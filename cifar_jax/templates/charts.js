@@ -222,7 +222,8 @@
         count += fits && !item.hidden;
       }
       const counts = data.confusion.map((row, i) => row.map((n, j) => (i !== j && (!t || +t === i) && (!p || +p === j) ? n : 0)));
-      const total = counts.flat().reduce((a, n) => a + n, 0);
+      const unclassed = data.unclassed.map((n, i) => (!p && (!t || +t === i) ? n : 0));
+      const total = [...counts.flat(), ...unclassed].reduce((a, n) => a + n, 0);
       told.textContent = `${count} of ${total.toLocaleString("en-US")} shown`;
     };
     for (const select of selects) select.addEventListener("change", filter);
