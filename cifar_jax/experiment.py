@@ -71,6 +71,7 @@ class Experiment:
     step: Callable  # see steps.make_train_step
     evaluate: Callable  # see steps.make_evaluate; jitted (unless make_experiment says otherwise)
     evaluations: dict[str, Callable]  # the same averaged over views of each image, by steps.VIEWS
+    evaluate_clean: Callable  # `evaluate` of images not augmented, whatever config.eval.augmented
 
     def init_state(self, seed=None):
         """The initial TrainState of `seed` (None: config.seed), whole on every device."""
@@ -283,6 +284,7 @@ def make_experiment(config, total_steps=None, splits=None, class_names=None, sha
     transform = augment if config.eval.augmented else normalize
     kwargs = {"batch_size": config.eval.batch_size, "transform": transform, "shard": shard}
     evaluations = {tta: jit(make_evaluate(model, tta=tta, **kwargs)) for tta in VIEWS}
+    evaluate_clean = jit(make_evaluate(model, **{**kwargs, "transform": normalize}))
     provenance = {
         "name": config.data.name,
         "sizes": {name: len(split) for name, split in splits.items()},
@@ -311,6 +313,7 @@ def make_experiment(config, total_steps=None, splits=None, class_names=None, sha
         step=make_step(tx),
         evaluate=evaluations["none"],
         evaluations=evaluations,
+        evaluate_clean=evaluate_clean,
     )
 
 

@@ -277,10 +277,10 @@ def summarize(values, name):
 
 
 @contextlib.contextmanager
-def frameworks(torch=True, torch_environment=()):
+def frameworks(torch=True):
     """{'jax': OwnProcess, 'torch' unless not `torch`: OwnProcess}, so that neither's threads and
-    memory are in the other's way; PyTorch's sees the variables `torch_environment`."""
-    with OwnProcess() as ours, OwnProcess(torch_environment) as theirs:
+    memory are in the other's way."""
+    with OwnProcess() as ours, OwnProcess() as theirs:
         yield {"jax": ours, "torch": theirs} if torch else {"jax": ours}
 
 

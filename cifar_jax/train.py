@@ -84,7 +84,7 @@ def evaluate(config, workdir):
         "split": "test",
         "augmented": config.eval.augmented,
         **metrics.summary(),
-        **with_tta(exp, state),
+        **other_views(exp, state),
         "per_class": per_class(metrics, exp),
         "dataset": exp.provenance,
         **environment(),
@@ -101,13 +101,20 @@ def evaluate(config, workdir):
     return evaluation
 
 
-def with_tta(exp, state):
-    """{} or, where config.eval.tta asks for it, what it is and the test accuracy with it."""
-    tta = exp.config.eval.tta
-    if tta == "none":
-        return {}
-    metrics, _ = exp.evaluations[tta](state, exp.test)
-    return {"tta": tta, "accuracy_tta": metrics.summary()["accuracy"]}
+OTHER_VIEWS = ("tta", "accuracy_tta", "accuracy_clean")
+
+
+def other_views(exp, state):
+    """Of OTHER_VIEWS, test accuracies with the images seen otherwise: averaged over the views of
+    config.eval.tta, and as they are where config.eval.augmented has them augmented."""
+    found, tta = {}, exp.config.eval.tta
+    if tta != "none":
+        metrics, _ = exp.evaluations[tta](state, exp.test)
+        found |= {"tta": tta, "accuracy_tta": metrics.summary()["accuracy"]}
+    if exp.config.eval.augmented:
+        metrics, _ = exp.evaluate_clean(state, exp.test)
+        found["accuracy_clean"] = metrics.summary()["accuracy"]
+    return found
 
 
 def per_class(metrics, exp):
@@ -497,7 +504,7 @@ class Run:
                 "test": {
                     **figures(metrics.summary()),
                     "augmented": config.eval.augmented,
-                    **with_tta(exp, state),
+                    **other_views(exp, state),
                 },
                 "per_class": per_class(metrics, exp),
             }
@@ -508,8 +515,8 @@ class Run:
                 last = {"epoch": exp.epochs_at(step), **figures(now.summary())}
             if last and exp.validation is None and status != "diverged":
                 # the best is chosen by the loss on these images, the last by nothing
-                views = measured["test"] if best_step == step else with_tta(exp, self.state)
-                last |= {key: views[key] for key in ("tta", "accuracy_tta") if key in views}
+                views = measured["test"] if best_step == step else other_views(exp, self.state)
+                last |= {key: views[key] for key in OTHER_VIEWS if key in views}
         best = next((figures_of(r) for r in self.records if r["step"] == best_step), last)
         if best_step is None and status == "diverged":
             best = None  # what there is has diverged

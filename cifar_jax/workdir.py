@@ -11,6 +11,7 @@ import os
 import pathlib
 import platform
 import re
+import sys
 
 from cifar_jax import InputError, meant_file, sharding
 
@@ -114,7 +115,12 @@ def only_writer(workdir):
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise InputError(f"{path} is being trained by {holder}; let it end first") from None
-        except OSError:  # a filesystem without locks
+        except OSError:
+            print(
+                f"{path} is on a filesystem without locks: see to it that no other process trains "
+                "there",
+                file=sys.stderr,
+            )
             yield path
             return
         if not os.fstat(file.fileno()).st_nlink:  # between open and flock a refused job tidied up

@@ -69,7 +69,6 @@ def parse():
     parser.add_argument("--rounds", type=int, default=5, help="of timing, every form once in each")
     parser.add_argument("--task-seconds", type=float, default=0.0, help="of rounds, at least")
     parser.add_argument("--no-compiled", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--torch-tunables", help="GLIBC_TUNABLES for PyTorch's speed alone")
     parser.add_argument("--data-dir", help="CIFAR-10; else random pixels, which take as long")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing after")
     parser.add_argument("--out", help="the JSON file")
@@ -147,8 +146,7 @@ def provenance(args, twin):
 
 def benchmark(args, out, twin):
     """Measure what `args` ask for; see the file's docstring."""
-    theirs = {} if args.torch_tunables is None else {"GLIBC_TUNABLES": args.torch_tunables}
-    with timing.frameworks(twin is not None, theirs) as processes:
+    with timing.frameworks(twin is not None) as processes:
         result = measure(args, out, twin, processes)
     text = markdown(result)
     out.with_suffix(".md").write_text(text)
@@ -362,14 +360,12 @@ def markdown(result):
         f"{dtype} {max(values.values()) / 1e12:.2f} TFLOP/s"
         for dtype, values in result["peaks"].items()
     )
-    set_for_torch = result["settings"].get("torch_tunables")  # not in older files
-    set_for_torch = f", for PyTorch {set_for_torch}" if set_for_torch is not None else ""
     speed = "speed" in result["settings"]["measure"]
     how = f"{rounds(result['settings'])}, medians" if speed else "each figure measured once"
     lines = [
         f"{result['device']}; {how}; {result['data']}; "
         + (f"peak of a matrix product: {peak}; " if speed else "")
-        + f"GLIBC_TUNABLES {result['glibc_tunables'] or 'not set'}{set_for_torch}; "
+        + f"GLIBC_TUNABLES {result['glibc_tunables'] or 'not set'}; "
         f"{versions(result)}.",
     ]
     if speed:

@@ -16,6 +16,7 @@ import pytest
 from running import QUICK, ROOT, assert_same_run, finish, metrics, result, send, strike, wait_for
 
 from cifar_jax import InputError, sharding
+from cifar_jax import workdir as files
 from cifar_jax.checkpoint import Checkpoints
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -336,6 +337,17 @@ def test_a_second_trainer_is_refused_and_the_first_goes_on(reference, program, t
     assert err.count("\n") == 1 and f"is being trained by process {first.pid} on" in err
     finish(first)
     assert_same_run(workdir, reference)
+
+
+def test_where_there_are_no_locks_a_line_says_so(tmp_path, monkeypatch, capsys):
+    def none(*args):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(files.fcntl, "flock", none)
+    with files.only_writer(tmp_path / "run") as path:
+        assert path == tmp_path / "run"
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "a filesystem without locks" in err
 
 
 @pytest.mark.slow

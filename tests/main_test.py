@@ -181,8 +181,13 @@ def test_evaluating_a_live_run_does_not_touch_it(reference, program, tmp_path):
 def test_validation_is_held_out_and_the_test_set_measured_once(program, tmp_path):
     extra = (*QUICK, "--config.epochs=1", "--config.data.validation=200")
     extra += ("--config.batch_size=325", "--config.drop_last=True")  # four calls of one program
-    finish(program(*extra, "--config.schedule.pct_start=0.5", f"--workdir={tmp_path}/run"))
+    extra += ("--config.schedule.pct_start=0.5", f"--workdir={tmp_path}/run")
+    finish(program(*extra, "--config.eval.augmented=True"))
     made = result(tmp_path / "run")
+    finish(program(*extra, "--mode=evaluate"))  # of images as they are
+    clean = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert made["test"]["augmented"] and not clean["augmented"]
+    assert made["test"]["accuracy_clean"] == clean["accuracy"]
     assert made["dataset"]["sizes"] == {"train": 1301, "validation": 200, "test": 296}
     assert made["best"]["accuracy"] * 2 == pytest.approx(
         round(made["best"]["accuracy"] * 2)
