@@ -60,7 +60,7 @@ def write_run(
     calibration = metrics.calibration(probabilities, labels)
     predicted = metrics.predictions(logits)
     confusion = np.asarray(confusion).astype(int)
-    found = mistakes(images, labels, logits, probabilities)
+    found = mistakes(images, labels, predicted, probabilities)
     charts = curves(records, learning_rate, steps_per_epoch(result), eval_name) if records else {}
     kernels = filter_pictures(filters) if filters is not None else []
     speeds = [r["images_per_second"] for r in records]
@@ -260,21 +260,19 @@ def reliability(calibration):
     ]
 
 
-def surest_mistakes(labels, logits, probabilities):
+def surest_mistakes(labels, predicted, probabilities):
     """The indices of the wrong images, first those of whose class the network was surest, last
-    those without a prediction."""
-    predicted = metrics.predictions(logits)
+    those without a prediction; `predicted` as metrics.predictions gives it."""
     confidence = np.nan_to_num(probabilities[np.arange(len(labels)), predicted], nan=-1.0)
     wrong = np.flatnonzero(predicted != labels)
     return wrong[np.argsort(-confidence[wrong], kind="stable")]
 
 
-def mistakes(images, labels, logits, probabilities):
+def mistakes(images, labels, predictions, probabilities):
     """What the page shows of the surest mistakes: the first FIRST, then EACH of every pair of
     classes, HELD in all."""
     found, held = [], collections.Counter()
-    predictions = metrics.predictions(logits)
-    for i in surest_mistakes(labels, logits, probabilities):
+    for i in surest_mistakes(labels, predictions, probabilities):
         true, predicted = int(labels[i]), int(predictions[i])
         held[true, predicted] += 1
         if len(found) >= FIRST and held[true, predicted] > EACH:

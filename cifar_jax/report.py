@@ -220,14 +220,14 @@ def draw_confusion(confusion, class_names):
 def draw_mistakes(images, labels, logits, class_names, rows=4, columns=6):
     """The images of whose wrong class the model was most certain, with both names."""
     probabilities, class_names = metrics.softmax(logits), _plain(class_names)
-    found = page.surest_mistakes(labels, logits, probabilities)
+    predictions = metrics.predictions(logits)
+    found = page.surest_mistakes(labels, predictions, probabilities)
     rows = min(rows, max(1, -(-len(found) // columns)))
     figure = _figure(10, 0.5 + 1.82 * rows)
     axes = figure.subplots()
     height, width = images.shape[1:3]
     down, right = round(1.42 * height), round(1.3 * width)  # from one image to the next
     canvas = np.full((rows * down, columns * right, 3), 255, np.uint8)
-    predictions = metrics.predictions(logits)
     for place, i in enumerate(found[: rows * columns]):
         y, x = place // columns * down, place % columns * right
         canvas[y : y + height, x : x + width] = images[i]

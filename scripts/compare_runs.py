@@ -230,27 +230,25 @@ def contrast(group, baseline):
     ours, theirs = accuracies(group), accuracies(baseline)
     shared = sorted(ours.keys() & theirs.keys())
     found = {"label": group["label"], "baseline": baseline["label"]}
-    diverged = left_out(group, baseline)
     if len(shared) > 1:
         left = len(ours) + len(theirs) - 2 * len(shared)
         how = f"paired t-test over the {len(shared)} seeds that both have"
         if left:
             how += f"; {left} {'run' if left == 1 else 'runs'} without a partner left out"
         test = significance.paired([ours[s] for s in shared], [theirs[s] for s in shared])
-        return {**found, **test, "how": how + diverged}
+        return {**found, **test, "how": how}
     if min(len(ours), len(theirs)) > 1:
         test = significance.welch([*ours.values()], [*theirs.values()])
         how = f"Welch's t-test of {len(ours)} against {len(theirs)} runs"
-        return {**found, **test, "how": how + diverged}
+        return {**found, **test, "how": how}
     mean = float(np.mean([*ours.values()]) - np.mean([*theirs.values()]))
     untested = {**found, "mean": mean, "interval": None, "p_value": None}
     if len(ours) != len(theirs):
-        how = "a group of one run has no spread: train it from another seed"
-        return {**untested, "how": how + diverged}
+        return {**untested, "how": "a group of one run has no spread: train it from another seed"}
     predictions = [sound(side)[0]["predictions"] for side in (group, baseline)]
     if None in predictions:
         how = "single runs are compared by report/predictions.npz, which one of them lacks"
-        return {**untested, "how": how + diverged}
+        return {**untested, "how": how}
     a, b = predictions
     if not np.array_equal(a["labels"], b["labels"]):
         raise InputError("the runs' predictions.npz are of different images")
@@ -260,7 +258,7 @@ def contrast(group, baseline):
         f"{group['label']} alone, {test['only_theirs']:,} in {baseline['label']} alone. This is "
         "about these two networks; whether the recipes differ takes more seeds"
     )
-    return {**found, **test, "how": how + diverged}
+    return {**found, **test, "how": how}
 
 
 def judge(contrasts):
@@ -335,7 +333,10 @@ def compare(paths, out):
         if not sound(group):
             raise InputError(f"no run of {group['label']} is left to compare: all diverged")
         group["summary"] = significance.interval([*accuracies(group).values()])
-    contrasts = judge([contrast(group, groups[0]) for group in groups[1:]])
+    contrasts = [contrast(group, groups[0]) for group in groups[1:]]
+    for c, group in zip(contrasts, groups[1:], strict=True):
+        c["how"] += left_out(group, groups[0])
+    contrasts = judge(contrasts)
     for c, group in zip(contrasts, groups[1:], strict=True):
         c["color"] = group["color"]
     curves = charts(groups)
