@@ -65,7 +65,7 @@ ORIGINALS = {
         "params": 2_034_040,
         "accuracy": 79.92,
         "epochs": 150,
-        "note": " on augmented test images",
+        "note": " augmented",
         "curve": {
             1: 39.02,
             5: 59.38,

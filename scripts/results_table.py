@@ -55,24 +55,20 @@ CURVES = RESULTS / "curves.svg"
 
 
 def status():
-    """What stands behind the figures: devices, and how far each recipe went."""
+    """What stands behind the figures: devices, and which recipes were only begun."""
     accuracies = devices_of([*contents(RUNS), *speedruns_found()])
     speeds = devices_of(benchmarks_of("families"))
     text = f"Accuracies are from {' and '.join(accuracies)}, speeds from {' and '.join(speeds)}"
     if not any("NVIDIA" in device for device in accuracies + speeds):
         text += "; nothing has been measured on a GPU yet"
-    whole, begun = [], []
-    for (name, recipe), group in runs_by_recipe().items():
-        title = f"`{name}{recipe and ':'}{recipe}`"
-        if group:
-            far = max(group, key=lambda run: run["epochs"])
-            epochs, planned = far["epochs"], far["epochs_planned"]
-            if epochs == planned:
-                whole.append(title)
-            else:
-                begun.append(f"{title} {epochs:g} of {planned:g} epochs")
-    whole += [f"`{record_of(r)[0]}` ({len(r['runs'])} x)" for r in speedruns_found()]
-    return f"{text}. Trained whole: {', '.join(whole)}. Begun: {', '.join(begun)}."
+    begun = [
+        f"`{name}{recipe and ':'}{recipe}`"
+        for (name, recipe), group in runs_by_recipe().items()
+        if group and all(run["epochs"] < run["epochs_planned"] for run in group)
+    ]
+    if begun:
+        text += f". Begun only, which says nothing of where they end: {', '.join(begun)}"
+    return f"{text}."
 
 
 def devices_of(found):
@@ -80,37 +76,33 @@ def devices_of(found):
 
 
 def results():
-    """The table of the systems: original, its recipe here, ours."""
+    """The table of the systems: a row for the original, one for each recipe and device here."""
     runs = runs_by_recipe()
     lines = [
-        "| config | parameters | original | its recipe, here | our recipe, here |",
-        "|---|--:|---|---|---|",
+        "| system, parameters | recipe | epochs | test accuracy, % | mirror views, % | seeds "
+        "| minutes | on |",
+        "|---|---|--:|--:|--:|--:|--:|---|",
     ]
     for name, original in ORIGINALS.items():
-        project = original["project"]
-        theirs = (
-            f"{original['accuracy']:.2f} %{original.get('note', '')}, {original['epochs']} epochs: "
-            f"[{project[:32]}{'...' * (len(project) > 32)}](https://github.com/{project})"
-        )
-        faithful = ours(runs[name, ""])
-        tuned = [
-            f"`:{recipe}` {ours(runs[name, recipe])}"
-            for recipe in RECIPES
-            if recipe and runs[name, recipe]
-        ]
         lines.append(
-            f"| [{name}](configs/{name}.py) | {original['params']:,} "
-            f"| {theirs} | {faithful} | {'; '.join(tuned) or 'not yet run'} |"
+            f"| **[{name}](configs/{name}.py)**, {original['params']:,} "
+            f"| [original](https://github.com/{original['project']}) | {original['epochs']} "
+            f"| {original['accuracy']:.2f}{original.get('note', '')} | | | | |"
         )
+        for recipe in RECIPES:
+            title = f"ours, `:{recipe}`" if recipe else "the original's, here"
+            rows = ours(runs[name, recipe])
+            if not rows and recipe != "short":
+                rows = [["", "not yet measured", *[""] * 4]]
+            lines += [f"| | {title} | {' | '.join(row)} |" for row in rows]
     lines += [
         "",
-        "Accuracy on the 10,000 test images after the last epoch, in the originals and here, of "
-        "one seed where no mean is named; ours are `configs/NAME.py:tuned` and `:short`. Dilated's "
-        "original and its recipe here are tested on augmented images, all others on clean ones. "
-        "With mirror views: the mean over each image and its mirror image. Minutes: training, "
-        "evaluation and compilation; "
-        "on CPU other work ran beside them, or they were paused for it. Every run's seed, commit "
-        "and versions: [docs/results.md](docs/results.md).",
+        "Accuracy on the 10,000 test images after the last epoch, over several seeds the mean, "
+        "smallest to largest; clean images, but for dilated's original, which measured on "
+        "augmented ones. Mirror views: the mean over each image and its mirror image. Minutes: "
+        "training, evaluation and compilation; on CPU other work ran beside them, or they were "
+        "paused for it. Every run's seed, commit and versions: "
+        "[docs/results.md](docs/results.md).",
         "",
         "![Test accuracy by epoch over the originals' logged points](results/curves.svg)",
     ]
@@ -200,28 +192,33 @@ def spread(values):
 
 
 def ours(runs):
-    """Of each device and dtype: the last accuracy of the runs that went farthest, how far, how
-    long."""
-    told = []
+    """The cells of a row for each device and dtype: how far the runs that went farthest went,
+    their last accuracy, of one view and of mirror views, how many they are, how long they took,
+    where."""
+    rows = []
     for where in dict.fromkeys(map(place, runs)):
         here = [run for run in runs if place(run) == where]
         epochs = max(run["epochs"] for run in here)
         farthest = [run for run in here if run["epochs"] == epochs]
-        text = f"{spread([run['last']['accuracy'] for run in farthest])} %"
+        accuracy = spread([run["last"]["accuracy"] for run in farthest])
+        if farthest[0]["config"]["eval"]["augmented"]:
+            accuracy += " augmented"
         views = [views_of(run) for run in farthest]
-        for key, told_as in (
-            ("accuracy_tta", f"with {views[0].get('tta')} views"),
-            ("accuracy_clean", "on clean test images"),
-        ):
-            if all(key in v for v in views):
-                text += f" ({spread([v[key] for v in views])} % {told_as})"
-        if len(farthest) > 1:
-            text += f", {len(farthest)} seeds"
+        if all("accuracy_clean" in v for v in views):
+            accuracy += f", {spread([v['accuracy_clean'] for v in views])} clean"
+        mirrored = all(v.get("tta") == "mirror" for v in views)
         minutes = sum(run["seconds"]["total"] for run in farthest) / len(farthest) / 60
-        planned = farthest[0]["epochs_planned"]
-        far = f"{epochs:g} of {planned:g}" if epochs < planned else f"all {planned:g}"
-        told.append(f"{text} after {far} epochs, {minutes:.0f} min on {where}")
-    return "; ".join(told) or "not yet measured"
+        rows.append(
+            [
+                f"{epochs:g} of {farthest[0]['epochs_planned']:g}",
+                accuracy,
+                spread([v["accuracy_tta"] for v in views]) if mirrored else "",
+                f"{len(farthest)}",
+                f"{minutes:.0f}",
+                where,
+            ]
+        )
+    return rows
 
 
 def views_of(run):

@@ -181,9 +181,9 @@ def test_only_a_comparison_of_a_recipe_is_added(tmp_path, monkeypatch):
 
 
 def test_devices_keep_to_themselves_and_partial_runs_say_so():
-    def run(device, epochs, accuracy, best_epoch=1, **test):
+    def run(device, epochs, accuracy, best_epoch=1, augmented=False, **test):
         made = {"device": device, "epochs": epochs, "epochs_planned": 24}
-        made["config"] = {"model": {"dtype": "float32"}}
+        made["config"] = {"model": {"dtype": "float32"}, "eval": {"augmented": augmented}}
         best, last = (
             {"accuracy": 99.0, "epoch": best_epoch},
             {"accuracy": accuracy, "epoch": epochs},
@@ -191,18 +191,25 @@ def test_devices_keep_to_themselves_and_partial_runs_say_so():
         return {**made, "best": best, "last": last, "test": test, "seconds": {"total": 300.0}}
 
     found = [run("cpu", 2, 60.0), run("cpu", 3, 70.0), run("cpu", 3, 72.0), run("gpu", 24, 93.0)]
-    assert results_table.ours(found) == (
-        "71.00 (70.00 to 72.00) %, 2 seeds after 3 of 24 epochs, 5 min on cpu; "
-        "93.00 % after all 24 epochs, 5 min on gpu"
-    )
+    assert results_table.ours(found) == [
+        ["3 of 24", "71.00 (70.00 to 72.00)", "", "2", "5", "cpu"],
+        ["24 of 24", "93.00", "", "1", "5", "gpu"],
+    ]
+
+    def accuracies(run):
+        ((_, accuracy, mirrored, *_),) = results_table.ours([run])
+        return accuracy, mirrored
+
     views = run("gpu", 24, 94.0, tta="mirror", accuracy_tta=94.5)
-    assert results_table.ours([views]).startswith("94.00 % after")  # the views are the best's
+    assert accuracies(views) == ("94.00", "")  # the views are the best's
     views["last"] |= {"tta": "mirror", "accuracy_tta": 94.2}
-    assert results_table.ours([views]).startswith("94.00 % (94.20 % with mirror views)")
+    assert accuracies(views) == ("94.00", "94.20")
     views = run("gpu", 24, 94.0, best_epoch=24, tta="mirror", accuracy_tta=94.5)
-    assert results_table.ours([views]).startswith("94.00 % (94.50 % with mirror views)")
+    assert accuracies(views) == ("94.00", "94.50")
     views["config"]["model"]["dtype"] = "bfloat16"
-    assert results_table.ours([views]).endswith("on gpu in bfloat16")
+    assert results_table.ours([views])[0][-1] == "gpu in bfloat16"
+    augmented = run("gpu", 24, 79.0, best_epoch=24, augmented=True, accuracy_clean=88.0)
+    assert accuracies(augmented) == ("79.00 augmented, 88.00 clean", "")
 
 
 def test_curves_hold_what_results_say():
