@@ -2,8 +2,8 @@
 
 Images are float32 [B, H, W, 3] in 0..255 until `normalize`. Each random operation draws its own
 numbers for each image and then calls a deterministic function (rotate, translate, ...) that the
-tests hold against Pillow, value by value. `make_augment` composes operations by name in the order
-given.
+tests hold against Pillow value by value where Pillow has it, else against plain NumPy.
+`make_augment` composes operations by name in the order given.
 """
 
 import jax
@@ -73,8 +73,9 @@ def translate(images, dy, dx, limit):
 def shift_scale_rotate(images, degrees, scale, dy, dx, fill=0.0):
     """Scale, rotate counter-clockwise, shift by dy, dx pixels; all [B]; bilinear, rounded.
 
-    OpenCV's warpAffine on uint8 images with the matrix of getRotationMatrix2D (Albumentations'
-    ShiftScaleRotate).
+    The matrix of OpenCV's getRotationMatrix2D (Albumentations' ShiftScaleRotate) and exact weights;
+    OpenCV's warpAffine rounds places and weights of uint8 images, which moves a value now and then
+    by some levels of 255.
     """
     height, width = images.shape[1:3]
     ys, xs = (grid[None] for grid in _centred_grid(height, width))

@@ -196,7 +196,7 @@ def import_weights(config, workdir, source):
         variables = state.variables
         taken = weights.from_state_dict(config.model.name, exp.model, variables, state_dict)
         taken = jax.device_put(taken, exp.placement)
-        state = state.replace(**taken, slow=None if state.slow is None else taken)
+        state = state.with_variables(taken)
         metrics, _ = exp.evaluate(state, exp.test if exp.validation is None else exp.validation)
         summary = metrics.summary()
         with Checkpoints(path / "checkpoints", exp.placement) as checkpoints:

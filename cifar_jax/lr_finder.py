@@ -1,4 +1,7 @@
-"""--mode=lr_find: the learning-rate range test (Smith 2015), as system 002 used it."""
+"""--mode=lr_find: the learning-rate range test (Smith 2015), as system 002 had one.
+
+The running mean is unbiased and the test ends as fastai's; that system's was another package's.
+"""
 
 import sys
 
@@ -39,6 +42,8 @@ def find_learning_rate(config, workdir):
         )
     config = config.copy_and_resolve_references()
     with config.unlocked():
+        if "weight_decay" in config.schedule:  # of phases: what the first has
+            config.optim.weight_decay = config.schedule.weight_decay[0]
         config.schedule = {
             "name": RAMPS[test.range],
             "start_lr": test.start_lr,

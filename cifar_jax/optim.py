@@ -1,7 +1,7 @@
-"""Learning-rate schedules and the optimizer chain, each equal to its torch.optim counterpart.
+"""Learning-rate schedules and the optimizer chain; what torch.optim has, too, is equal to it.
 
-A schedule maps a step (0, 1, ...) to a number. The chain's order is PyTorch's: clip, then coupled
-L2 weight decay, then the moments, then the learning rate.
+A schedule maps a step (0, 1, ...) to a number. The chain clips, applies the moments and the
+learning rate; L2 weight decay comes before the moments (sgd, adam) or after them (adamw, muon).
 """
 
 import dataclasses

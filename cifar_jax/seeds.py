@@ -299,7 +299,9 @@ class Replicas(Run):
 
     def return_to_best(self):
         chunks = zip(self.state, self.best, strict=True)
-        self.state = tuple(state.replace(**jax.tree.map(jnp.copy, best)) for state, best in chunks)
+        self.state = tuple(
+            state.with_variables(jax.tree.map(jnp.copy, best)) for state, best in chunks
+        )
 
     def compile_call(self, call):
         spread = self.spread(make_call(self.exp, call))

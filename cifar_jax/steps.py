@@ -29,6 +29,11 @@ class TrainState(struct.PyTreeNode):
         """{params, batch_stats}: what the model is applied with."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
+    def with_variables(self, variables):
+        """This with other `variables`, which lookahead's slow weights begin from, too."""
+        slow = None if self.slow is None else jax.tree.map(jnp.copy, variables)
+        return self.replace(**variables, slow=slow)
+
 
 def init_state(key, model, tx, image_shape=(32, 32, 3), images=None, lookahead=False):
     """A fresh TrainState; `vmap` over keys gives many seeds.

@@ -19,7 +19,8 @@ from cifar_jax.experiment import CALL_IMAGES, load_data, make_experiment
 from cifar_jax.own_process import OwnProcess
 from cifar_jax.steps import make_batches, make_evaluate, make_order, take
 
-REST = 0.3  # seconds between forms: the other's threads still spin for a while after their work
+REST = 0.3  # seconds between forms on a CPU: the other's threads spin on for a while
+LEAST = 0.3  # seconds that a form is timed for on a GPU, which is not at its pace from the start
 
 
 class Sides:
@@ -55,12 +56,14 @@ class Sides:
             )
         return self.experiments[dtype]
 
-    def make_recipe(self, state, dtype="float32", compiled=False):
-        """The PyTorch side, with the weights of `state`, on the device, channels_last."""
+    def make_recipe(self, state=None, dtype="float32", compiled=False):
+        """The PyTorch side, with the weights of `state`, on the device, channels_last; without
+        `state` only to see whether PyTorch has the recipe: InputError if not."""
         config = self.exp.config
         twin = make_twin(config, self.exp.class_names, self.exp.test.images.shape[1:])
-        self.twin.load_weights(twin, self.state_dict(state))
-        self.twin.move(twin, self.device)
+        if state is not None:
+            self.twin.load_weights(twin, self.state_dict(state))
+            self.twin.move(twin, self.device)
         return self.twin.Recipe(
             twin,
             optim=config.optim.to_dict(),
@@ -71,7 +74,7 @@ class Sides:
             steps_per_epoch=self.exp.steps_per_epoch,
             autocast=None if dtype == "float32" else dtype,
             compiled=compiled,
-            fused=True,
+            fused=state is not None,
         )
 
     def state_dict(self, state):
@@ -220,10 +223,11 @@ def time_forms(
         theirs = [name for name in names if home[name] is process]
         timing |= process(_make_forms, config, sizes, theirs, task, steps)
     rates = {name: [] for name in names if "error" not in timing[name]}
-    began, i = time.perf_counter(), 0
+    began, i, on_cpu = time.perf_counter(), 0, jax.default_backend() == "cpu"
     while i < rounds or time.perf_counter() - began < least_seconds:
         for name in [*rates][:: -1 if i % 2 else 1]:
-            time.sleep(REST)
+            if on_cpu:
+                time.sleep(REST)
             rates[name].append(home[name](_time_form, name))
         i += 1
     for name, values in rates.items():
@@ -260,8 +264,14 @@ def _make_forms(config, sizes, names, task, steps):
 
 
 def _time_form(name):
-    """Images per second of one run of a form that _make_forms has made in this process."""
-    return _forms[name].images / seconds(_forms[name].run)
+    """Images per second of one run, or of LEAST seconds on a GPU, of a form that _make_forms has
+    made in this process."""
+    form, least = _forms[name], 0.0 if jax.default_backend() == "cpu" else LEAST
+    began, images, passed = time.perf_counter(), 0, 0.0
+    while not images or passed < least:
+        form.run()
+        images, passed = images + form.images, time.perf_counter() - began
+    return images / passed
 
 
 def seconds(run):
@@ -336,7 +346,7 @@ def peak_memory(sides, name, form, before):
     if sides.device == "cuda":
         if name.startswith("jax"):
             return jax.devices()[0].memory_stats()["peak_bytes_in_use"]
-        return sides.twin.peak_memory()
+        return sides.twin.peak_memory(form.run)
     reset = pathlib.Path("/proc/self/clear_refs")
     if reset.exists():
         reset.write_text("5")  # the peak counts from here

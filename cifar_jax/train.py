@@ -62,7 +62,9 @@ def train_and_evaluate(config, workdir):
     elif status == "interrupted":
         print(f"interrupted at step {result['steps']}; the same command goes on from there")
     else:
-        print(f"{status} at epoch {result['epochs']:g}: test {result['test']['accuracy']:.2f} %")
+        epochs, best = result["epochs"], result["best"]["epoch"]
+        of = "" if best == epochs else f", at epoch {best:g}, of the lowest evaluation loss"
+        print(f"{status} at epoch {epochs:g}: test {result['test']['accuracy']:.2f} %{of}")
     return result
 
 
@@ -316,7 +318,7 @@ class Run:
         """Go on with the weights and statistics of the lowest evaluation loss so far."""
         if self.checkpoints.best_step() is not None:
             best = self.checkpoints.restore_best(self.state)
-            self.state = best.replace(step=self.state.step)
+            self.state = self.state.with_variables(best.variables)
 
     def plan(self, step, end):
         """Calls (number of steps, size, frozen layers) from `step` to its epoch's end or `end`.

@@ -112,7 +112,7 @@ def _airbench(model):
         for k in range(1, model.depth + 1):
             yield _conv(f"group{i}_conv{k}", f"group{i}.conv{k}")
             yield _norm(f"group{i}_bn{k}", f"group{i}.norm{k}")
-    yield _linear("head")
+    yield _linear("head", flattened=model.widths[-1])
 
 
 FAMILIES = {

@@ -1,18 +1,20 @@
 """Speed of every family beside PyTorch on this device: python scripts/benchmark.py --device gpu
 
-Measured in turn within one run, JAX, PyTorch eager and torch.compile (channels_last, autocast for
-bfloat16), each framework in a process of its own, at the recipe's batch size and at 512: images/s
-of training and of evaluation, each also as a share (`mfu`) of the peak that a large matrix product
-reached in this run; and, each in a fresh process, the time to the first step with an empty and with
-a filled compilation cache, and the peak memory. JAX augments within the step; PyTorch is handed
-finished batches, and so, in a form of its own, is JAX. FLOPs are exact counts of convolutions and
-matrix products (cifar_jax/flops.py), three forward passes' worth for training.
+Measured in turn within one run, JAX, PyTorch eager and torch.compile in its default mode
+(channels_last, autocast for bfloat16), each framework in a process of its own, at the recipe's
+batch size and at 512: images/s of training and of evaluation, each also as a share (`mfu`) of the
+peak that a large matrix product reached in this run; and, each in a fresh process, the time to the
+first step with an empty and with a filled compilation cache, and the peak memory. JAX augments
+within the step; PyTorch is handed finished batches, and so, in a form of its own, is JAX. FLOPs are
+exact counts of convolutions and matrix products (cifar_jax/flops.py), three forward passes' worth
+for training.
 
 Writes --out (default results/benchmarks/DEVICE.json) as it goes, and at the end a table
 (.md) and a chart (.png) beside it. --quick is a small run that shows that all works.
 """
 
 import argparse
+import functools
 import importlib
 import importlib.metadata
 import os
@@ -214,7 +216,7 @@ def make_sides(config, batch_size, sizes, twin):
     sides = timing.Sides(exp, twin)
     if twin:
         try:
-            sides.make_recipe(sides.exp.init_state())
+            sides.make_recipe()
         except InputError as error:
             print(f"{config.model.name}: JAX alone: {error}", flush=True)
             sides.twin = None
@@ -303,19 +305,25 @@ def matrix_product(dtype, framework):
 
     float32 on a GPU with tf32 allowed, as the convolutions of both sides have it.
     """
+    run, flops = products(dtype, framework)
+    return flops / min(timing.seconds(run) for _ in range(5))
+
+
+@functools.cache
+def products(dtype, framework):
+    """(run, its floating-point operations), warmed up; made once in a process."""
     on_gpu = jax.default_backend() == "gpu"
     n, count = (8192, 10) if on_gpu else (2048, 1)
-    a, b = np.random.default_rng(0).normal(size=(2, n, n)).astype(np.float32)
     if framework == "jax":
         product = jax.jit(jax.numpy.matmul)
-        a, b = jax.numpy.asarray(a, dtype), jax.numpy.asarray(b, dtype)
+        a, b = jax.random.normal(jax.random.key(0), (2, n, n), dtype)
 
         def run():
             jax.block_until_ready([product(a, b) for _ in range(count)][-1])
     else:
         twin, device = load_torch_twin(), "cuda" if on_gpu else "cpu"
         twin.set_float32(fast=True)
-        a, b = (twin.torch.from_numpy(x).to(device, twin.DTYPES[dtype]) for x in (a, b))
+        a, b = twin.torch.randn(2, n, n, dtype=twin.DTYPES[dtype], device=device)
 
         def run():
             for _ in range(count):
@@ -323,7 +331,7 @@ def matrix_product(dtype, framework):
             twin.synchronize(device)
 
     run()
-    return 2 * n**3 * count / min(timing.seconds(run) for _ in range(5))
+    return run, 2 * n**3 * count
 
 
 def chart_rows(result):

@@ -1,18 +1,20 @@
-"""Everything worth measuring on a lent GPU, in two calls of ten minutes: scripts/gpu_suite.py
+"""Everything worth measuring on a lent GPU, in calls of ten minutes: scripts/gpu_suite.py --part 1
 
-Runs the jobs of --part 1 or 2 by value, each in a process of its own with a timeout, goes on after
-a failure, packs all that came of them into OUT/partN.tar.gz after each job and prints a table last.
-OUT is --out, else $OUT, else runs/gpu_suite. Nothing is begun that cannot end within --seconds; a
-job that outlasts its share gets SIGTERM, upon which training saves and writes its result.json.
+Runs the jobs of --part 0, 1 or 2 by value, each in a process of its own with a timeout, goes on
+after a failure, packs all that came of them into OUT/partN.tar.gz after each job and prints a table
+last. OUT is --out, else $OUT, else runs/gpu_suite. Nothing is begun that cannot end within
+--seconds; a job that outlasts its share gets SIGTERM, upon which training saves and writes its
+result.json.
 
-    part 1   the GPU's tests; the speedrun, 25 runs; benchmark in bfloat16 at the recipe's batch,
-             PyTorch eager and compiled; resnet, its tuned recipe, speedrun:96
-    part 2   time to the first step and memory; a profile of the family with the smallest share of
-             the peak; benchmark in float32 and at 512 images; the other systems and their tuned
-             recipes on the whole data, as far as they come
+    part 0   the GPU's tests, which need no data
+    part 1   the speedrun, 25 runs; benchmark in bfloat16 at the recipe's batch, PyTorch eager and
+             compiled; resnet and its tuned recipe
+    part 2   a profile of the family with the smallest share of the peak; speedrun:96; time to the
+             first step and memory; benchmark in float32; the other systems and their tuned recipes
+             on the whole data, as far as they come; benchmark at 512 images
 
-The first part alone answers what matters most: a lease may be too short for both, and --seconds
-then says how much of the second there is. `--device cpu --quick` does the same in small, to see
+Part 1 alone answers what matters most: a lease may be too short for all, and --seconds then says
+how much of part 2 there is. `--device cpu --quick` does the same in small, to see
 that it works; --jobs takes some of them. On a GPU machine of your own (the first line sets up,
 PyTorch included):
 
@@ -33,15 +35,16 @@ Here, in the repository, once (.whl and .carry are ignored by git):
 
 Then three commands for the device tool, at once after each other (it stays warm for 30 s):
 
-    1  carry .carry/part0:
-       mkdir -p /tmp/c && cp .carry/part0/* /tmp/c
-    2  carry .carry/part1 and .whl:
-       cp .carry/part1/* /tmp/c && python3 /tmp/c/unpack.py /tmp/cifar &&
+    1  carry .carry/part0 and .whl:
+       mkdir -p /tmp/c && cp .carry/part0/* /tmp/c &&
        python3 -m pip install -q --no-index --no-deps --target /tmp/site .whl/*.whl &&
        export PYTHONPATH=/tmp/site CIFAR_JAX_COMMIT=(what git rev-parse HEAD says here) &&
-       python3 scripts/gpu_suite.py --part 1 --data-dir /tmp/cifar
-    3  carry .whl:
-       the same exports and --part 2
+       python3 scripts/gpu_suite.py --part 0 --seconds 180
+    2  carry .carry/part1:
+       cp .carry/part1/* /tmp/c && python3 /tmp/c/unpack.py /tmp/cifar &&
+       the same exports && python3 scripts/gpu_suite.py --part 1 --data-dir /tmp/cifar
+    3  with what is left:
+       the same exports && python3 scripts/gpu_suite.py --part 2 --data-dir /tmp/cifar --seconds N
 
 Without --data-dir the jobs that need the images are left out; the others use random ones. What
 comes back belongs in results/: speedrun.json in speedrun/, benchmark_*.json in benchmarks/.
@@ -86,7 +89,7 @@ def jobs(args, folder):
     def benchmark(name, seconds, *more, measure="speed"):
         out = str(folder / name / f"{name}.json")
         limit = ["--seconds", str(0.75 * seconds)]  # so that the family under way can end
-        command = [python, script, "--device", args.device, "--out", out, *limit, *quick, *data]
+        command = [python, script, "--device", args.device, "--out", out, *limit, *quick]
         command += [f"--measure={measure}"]
         return Job(name, [*command, *more], seconds)
 
@@ -112,31 +115,35 @@ def jobs(args, folder):
 
     low = "--config.model.dtype=bfloat16"
     order = "--families=resnet,airbench,vgg,mixture,convnet,dilated"
+    # by name: to collect the others takes packages that a lent machine lacks
+    pytest = [python, "-m", "pytest", "-vv", "-p", "no:cacheprovider", "tests/gpu_test.py"]
     first = [
-        # by name: to collect the others takes packages that a lent machine lacks
-        Job("tests", [python, "-m", "pytest", "-p", "no:cacheprovider", "tests/gpu_test.py"], 90),
         runs("speedrun", 150, 25),
-        benchmark("benchmark_bfloat16", 200, "--dtypes=bfloat16", "--batch=recipe", order),
-        recipe("resnet", 60),
-        recipe("resnet:tuned", 60, low),
-        runs("speedrun-96", 90, 3, "--config=configs/speedrun.py:96"),
+        benchmark("benchmark_bfloat16", 170, "--dtypes=bfloat16", "--batch=recipe", order),
+        recipe("resnet", 115),
+        recipe("resnet:tuned", 115, low),
     ]
+    two = "--families=resnet,airbench"
+    plain = "--config.report=False"  # what comes back from a lent machine may be 16 MiB
+    tuned = ("mixture", "dilated", "vgg", "convnet")
     second = [
-        benchmark("benchmark_start", 90, "--dtypes=bfloat16", order, measure="start"),
         recipe(
-            slowest(folder.parent), 40, low, "--config.profile=True", "--config.stop_after=0.01"
+            *(slowest(folder.parent), 40, low, plain),
+            *("--config.profile=True", "--config.stop_after=0.01"),
         ),
+        runs("speedrun-96", 150, 3, "--config=configs/speedrun.py:96"),
+        benchmark("benchmark_start", 90, "--dtypes=bfloat16", two, measure="start"),
         benchmark("benchmark_float32", 150, "--dtypes=float32", "--batch=recipe", order),
-        recipe("convnet", 120),
-        recipe("mixture", 80),
-        recipe("vgg", 120),
-        recipe("dilated", 120),
-        *(recipe(f"{name}:tuned", 60, low) for name in ("mixture", "dilated", "vgg", "convnet")),
+        recipe("convnet", 120, plain),
+        recipe("mixture", 80, plain),
+        recipe("vgg", 120, plain),
+        recipe("dilated", 120, plain),
+        *(recipe(f"{name}:tuned", 60, low, plain) for name in tuned),
         benchmark("benchmark_512", 200, "--batch=512", order),
     ]
-    second[1].name = "profile"
-    second[1].command += [f"--workdir={folder / 'profile'}", "--config.report=False"]
-    chosen = first if args.part == 1 else second
+    second[0].name = "profile"
+    second[0].command += [f"--workdir={folder / 'profile'}"]
+    chosen = ([Job("tests", pytest, 200)], first, second)[args.part]
     if args.quick:
         for job in chosen:
             if "benchmark" in job.name:
@@ -213,7 +220,7 @@ def pack(folder, target):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", type=int, choices=(1, 2), required=True)
+    parser.add_argument("--part", type=int, choices=(0, 1, 2), required=True)
     parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu")
     parser.add_argument("--data-dir", help="CIFAR-10")
     parser.add_argument("--out", help="where the archives go")
@@ -233,6 +240,8 @@ def main():
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     environment["JAX_PLATFORMS"] = {"gpu": "cuda,cpu"}.get(args.device, args.device)
     environment["CIFAR_JAX_TEST_GPU"] = "1" if args.device == "gpu" else "0"
+    # the initial weights' program is the same in many of these processes
+    environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / "runs" / "gpu_suite_cache"))
     table = []
     for job in jobs(args, folder):
         start = time.monotonic()

@@ -1,5 +1,6 @@
 """What only a GPU can show; run with CIFAR_JAX_TEST_GPU=1 where there is one."""
 
+import functools
 import importlib.util
 
 import jax
@@ -64,15 +65,17 @@ def test_gradients_agree_with_the_cpu(name, rng):
     images = rng.normal(size=(32, 32, 32, 3)).astype(np.float32)
     labels = rng.integers(0, 10, (32, 1))
     model = create_model(name, num_classes=10)
-    state = init_state(jax.random.key(1), model, optax.identity(), images=whitened(model, images))
+    init = functools.partial(init_state, model=model, tx=optax.identity())
+    state = jax.jit(init)(jax.random.key(1), images=whitened(model, images))
     variables = jax.device_get(state.variables)
     with jax.default_matmul_precision("highest"):
         with jax.default_device(jax.devices("cpu")[0]):
             expected, loss = gradients(model, variables, images, labels)
-        for dtype, bound in (("float32", 1e-3), ("bfloat16", 0.5)):
+        # in float32 a ReLU or a maximum near its edge moves resnet's gradient by 1e-3 already
+        for dtype, bound, of_loss in (("float32", 1e-2, 1e-4), ("bfloat16", 0.5, 0.05)):
             ours, value = gradients(model.clone(dtype=dtype), variables, images, labels)
             apart = np.linalg.norm(ours - expected) / np.linalg.norm(expected)
-            assert value == pytest.approx(loss, rel=bound / 10)
+            assert value == pytest.approx(loss, rel=of_loss)
             assert apart <= bound, dtype
 
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 import torch
 
-from cifar_jax import InputError, torch_twin
+from cifar_jax import InputError, torch_twin, weights
 from cifar_jax.compilation import once_options
 from cifar_jax.models import MODELS, cpu_conv, create_model, winograd
 from cifar_jax.models.airbench import whitening_kernel
@@ -18,7 +18,6 @@ from cifar_jax.models.layers import (
     BatchNorm,
     Conv,
     avg_pool,
-    block_diagonal,
     convolve,
     max_pool,
     plain_convolutions,
@@ -167,20 +166,32 @@ def test_float32_variables_and_output_shape(name, dtype):
     ) == jax.tree.map(lambda a: (a.shape, a.dtype), variables.get("batch_stats", {}))
 
 
-def test_initial_values_are_pytorchs_uniform():
-    model, image = create_model("convnet", num_classes=10), jnp.zeros((1, 32, 32, 3))
-    init = jax.jit(
-        lambda x: model.init(jax.random.key(0), x, train=False),
-        compiler_options=once_options(),
-    )
-    variables = init(image)
-    for name, fan_in in (("conv4", 9 * 64), ("fc1", 9216), ("fc4", 64)):
-        bound = fan_in**-0.5
-        for leaf in jax.tree.leaves(variables["params"][name]):
-            assert np.abs(leaf).max() <= bound
-            if leaf.size > 5000:
-                assert np.abs(leaf).max() > 0.99 * bound
-                assert abs(float(leaf.std()) / (bound / 3**0.5) - 1) < 0.02
+@pytest.mark.parametrize("name", [name for name in torch_twin.TWINS if name != "airbench"])
+def test_initial_values_are_pytorchs(name):
+    """Of every tensor, as ours and as PyTorch's own fresh layers have it: uniform within
+    1 / sqrt(fan-in); scales and variances one, shifts and means zero."""
+    model, image = create_model(name, num_classes=10), jnp.zeros((1, 32, 32, 3))
+
+    def init(image):
+        with plain_convolutions():
+            return model.init(jax.random.key(0), image, train=False)
+
+    variables = jax.jit(init, compiler_options=once_options())(image)
+    variables = {"batch_stats": {}, **jax.device_get(variables)}
+    torch.manual_seed(0)
+    theirs = torch_twin.weights_of(torch_twin.create_twin(name))
+    for values in (weights.to_state_dict(name, model, variables), theirs):
+        for tensor, value in values.items():
+            layer = tensor.rpartition(".")[0]
+            kernel = values[f"{layer}.weight"]
+            if kernel.ndim == 1:
+                ones = tensor.endswith((".weight", ".running_var"))
+                np.testing.assert_array_equal(value, np.full_like(value, ones))
+                continue
+            bound = np.prod(kernel.shape[1:]) ** -0.5
+            assert np.abs(value).max() <= bound * (1 + 1e-6), tensor
+            spread = value.std() / (bound / 3**0.5)
+            assert abs(spread - 1) < (0.02 if value.size > 5000 else 4 / value.size**0.5), tensor
 
 
 @pytest.mark.parametrize("name", ["vgg", "convnet", "mixture"])
@@ -306,19 +317,34 @@ def test_cpu_convolution_is_lax_conv_in_value_and_gradient(rng, shape, with_bias
             rng.normal(size=features),
         )[: 3 if with_bias else 2]
 
-        def plain(x, kernel, bias=None):
-            with plain_convolutions():
-                return convolve(x, kernel, padding, dilation, groups, bias)
+        def form(x, kernel, bias=None):
+            return convolve(x, kernel, padding, dilation, groups, bias)
 
-        def by_products(x, kernel, bias=None):
-            return cpu_conv.conv(x, block_diagonal(kernel, groups), padding, dilation, bias)
+        with plain_convolutions():
+            reference, vjp = jax.vjp(form, *arguments)
+        dy = rng.normal(size=reference.shape)
+        for devices in (1, 8)[: 1 + (dilation > 1)]:  # over several, dilation alone is ours
+            monkeypatch.setattr(jax, "device_count", lambda devices=devices: devices)
+            ours, our_vjp = jax.vjp(form, *arguments)
+            np.testing.assert_allclose(ours, reference, atol=1e-12)
+            for a, b in zip(our_vjp(dy), vjp(dy), strict=True):
+                np.testing.assert_allclose(a, b, atol=1e-11)
 
-        reference, vjp = jax.vjp(plain, *arguments)
-        ours, our_vjp = jax.vjp(by_products, *arguments)
-        dy = rng.normal(size=ours.shape)
-        np.testing.assert_allclose(ours, reference, atol=1e-12)
-        for a, b in zip(our_vjp(dy), vjp(dy), strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-11)
+
+def test_no_gradient_of_a_dilated_convolution_has_a_stride():
+    """XLA hands none such to cuDNN as a weight gradient; as it is in lax.conv it has one."""
+    x, kernel = jnp.zeros((2, 10, 10, 4)), jnp.zeros((3, 3, 4, 4))
+
+    def strides():
+        grad = jax.grad(lambda x, w: convolve(x, w, 1, 2).sum(), (0, 1))
+        equations = jax.make_jaxpr(grad)(x, kernel).eqns
+        convolutions = [e for e in equations if e.primitive.name == "conv_general_dilated"]
+        assert len(convolutions) >= 2
+        return {e.params["window_strides"] for e in convolutions}
+
+    assert strides() == {(1, 1)}
+    with plain_convolutions():
+        assert (2, 2) in strides()
 
 
 def test_winograd_in_float32_is_as_exact_as_xla(rng):

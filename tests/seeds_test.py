@@ -115,6 +115,31 @@ def test_replicas_spread_over_devices_train_as_one_alone(strategy):
         assert [*run.diverged] == [2, exp.total_steps, exp.total_steps]
 
 
+PHASES = """
+from configs import quickstart
+
+def get_config():
+    c = quickstart.get_config()
+    c.schedule = {
+        **{"name": "phases", "epochs": (1, 1, 1), "from_best": True},
+        **{"peak_lr": (1e-2, 0.3, 0.0), "weight_decay": (0.0, 0.0, 0.0)},
+    }
+    c.lookahead.every = 5
+    return c
+"""
+
+
+@pytest.mark.parametrize("mode", ["train", "seeds"])
+def test_a_phase_goes_on_from_the_best_weights(mode, program, tmp_path):
+    """The slow ones, too: the second phase ruins what the first learned, the third changes no
+    weight."""
+    (tmp_path / "phases.py").write_text(PHASES)
+    config = f"--config={tmp_path}/phases.py"
+    finish(program(config, *QUICK[1:], f"--mode={mode}", f"--workdir={tmp_path / 'run'}"))
+    first, ruined, last = (record["eval_loss"] for record in metrics(tmp_path / "run"))
+    assert ruined > 2 * first and last == pytest.approx(first, rel=0.2)
+
+
 def test_settings_times_seeds():
     config = config_of(convnet, seed=5, seeds=2)
     config.data.validation = 100

@@ -9,11 +9,11 @@ from cifar_jax import InputError, torch_twin, weights
 from cifar_jax.models import create_model
 
 
-def filled(name, rng, **fields):
-    """(module, variables of random numbers)."""
+def filled(name, rng, size=32, **fields):
+    """(module for images of `size` pixels a side, variables of random numbers)."""
     model = create_model(name, num_classes=10, **fields)
     shapes = jax.eval_shape(
-        lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
+        lambda: model.init(jax.random.key(0), jnp.zeros((1, size, size, 3)), train=False)
     )
     values = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), dict(shapes))
     return model, {"batch_stats": {}, **values}
@@ -46,6 +46,17 @@ def test_layouts(rng):
     first = state_dict["fc1.weight"].reshape(256, 256, 6, 6)
     assert first[9, 200, 4, 1] == dense[4, 1, 200, 9]
     assert all(value.flags["C_CONTIGUOUS"] for value in state_dict.values())
+
+
+def test_the_speedruns_head_on_a_map_of_several_pixels(rng):
+    """From 49 pixels on a side its last map is larger than one pixel."""
+    model, variables = filled("airbench", rng, 64, widths=(4, 4, 8))
+    variables = jax.tree.map(np.abs, variables)  # as variances must be
+    images = rng.normal(size=(2, 64, 64, 3)).astype(np.float32)
+    twin = torch_twin.create_twin("airbench", image_size=64, widths=(4, 4, 8))
+    torch_twin.load_weights(twin, weights.to_state_dict("airbench", model, variables))
+    ours = jax.jit(lambda x: model.apply(variables, x, train=False))(images)
+    np.testing.assert_allclose(ours, torch_twin.predict(twin, images), rtol=1e-3)
 
 
 @pytest.mark.parametrize(

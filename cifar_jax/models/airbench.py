@@ -48,8 +48,8 @@ class AirBench(nn.Module):
 
     A group: conv -> 2 x 2 max-pool -> BatchNorm -> GELU, then conv -> BatchNorm -> GELU until there
     are `depth` convolutions; from three on, the first GELU's output is added before the last GELU.
-    BatchNorm has no scale and keeps the biased running variance. [B, 32, 32, 3] -> logits
-    [B, num_classes]; 1,971,352 parameters and 288 of the whitening at the default widths.
+    BatchNorm has no scale. [B, 32, 32, 3] -> logits [B, num_classes]; 1,971,352 parameters and 288
+    of the whitening at the default widths.
     """
 
     num_classes: int = 10
@@ -67,7 +67,7 @@ class AirBench(nn.Module):
             return Conv(width, **kwargs, name=name)(x)
 
         def norm(x, name):
-            kwargs = {"use_scale": False, "unbiased": False, "dtype": self.dtype}
+            kwargs = {"use_scale": False, "dtype": self.dtype}
             return BatchNorm(self.momentum, 1e-12, **kwargs, name=name)(x, train)
 
         x = gelu(Whitening(self.dtype, name="whiten")(x))  # [B, 31, 31, 24]

@@ -21,37 +21,11 @@ BUFFER_BYTES = (
 FEWEST = 16  # channels on both sides from which Winograd's transforms pay
 
 
-def conv(x, kernel, padding, dilation=1, bias=None):
+def conv(x, kernel, padding, bias=None):
     """Stride-1 convolution: x [B, H, W, C], kernel [k, k, C, O], bias [O] -> [B, H', W', O]; zeros
     outside the image."""
     if kernel.shape[0] == 1 and not padding:
         return add_bias(bias, x @ kernel[0, 0])
-    if dilation > 1:
-        return _dilated(x, kernel, padding, dilation, bias)
-    return _conv(x, kernel, padding, bias)
-
-
-def _dilated(x, kernel, padding, dilation, bias):
-    """A dilated kernel sees each phase of the pixel grid by itself: the phases become images."""
-    batch, height, width, channels = x.shape
-    k, _, _, features = kernel.shape
-    out = [size + 2 * padding - dilation * (k - 1) for size in (height, width)]
-    whole = [-(-(size + 2 * padding) // dilation) for size in (height, width)]
-    margin = [
-        (padding, n * dilation - size - padding)
-        for n, size in zip(whole, (height, width), strict=True)
-    ]
-    x = pad(x, ((0, 0), *margin, (0, 0)))
-    x = x.reshape(batch, whole[0], dilation, whole[1], dilation, channels)
-    x = x.transpose(0, 2, 4, 1, 3, 5).reshape(-1, *whole, channels)
-    y = _conv(x, kernel, 0, bias)
-    rows, columns = y.shape[1:3]
-    y = y.reshape(batch, dilation, dilation, rows, columns, features).transpose(0, 3, 1, 4, 2, 5)
-    y = y.reshape(batch, rows * dilation, columns * dilation, features)
-    return y[:, : out[0], : out[1]]
-
-
-def _conv(x, kernel, padding, bias):
     if kernel.shape[0] != 3 or min(kernel.shape[2:]) < FEWEST:
         return add_bias(bias, _unrolled(x, kernel, padding))
     if padding == 1 and max(x.shape[1:3]) <= 3:  # so much padding that leaving it out saves most

@@ -14,6 +14,7 @@ from jax import lax
 
 from cifar_jax.models import cpu_conv
 from cifar_jax.models.channels import add_bias, per_channel
+from cifar_jax.models.pieces import pad
 
 
 def uniform_fan_in(fan_in):
@@ -71,18 +72,20 @@ def convolve(x, kernel, padding, dilation=1, groups=1, bias=None):
     """Stride-1 convolution of x [B, H, W, C] with kernel [k, k, C / groups, O], plus bias [O].
 
     The one place where the form depends on the backend: on a single CPU device, cpu_conv;
-    elsewhere, and for a map of one row or column, XLA's own. Raises ValueError for a map that the
-    kernel does not fit in.
+    elsewhere, and for a map of one row or column, XLA's own. Groups and dilation are made into
+    plain convolutions first. Raises ValueError for a map that the kernel does not fit in.
     """
     reach = dilation * (kernel.shape[0] - 1) + 1
     if min(x.shape[1:3]) + 2 * padding < reach:
         raise ValueError(_too_small(x, f"a convolution that reaches over {reach} x {reach}"))
     if groups > 1 and not _plain.get():
         kernel, groups = block_diagonal(kernel, groups), 1
+    if dilation > 1 and not _plain.get():
+        return _by_phases(x, kernel, padding, dilation, bias)
     one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
     # a map of one row has taps that see nothing, which cpu_conv does not know
     if one_cpu and not _plain.get() and min(x.shape[1:3]) > 1:
-        return cpu_conv.conv(x, kernel, padding, dilation, bias)
+        return cpu_conv.conv(x, kernel, padding, bias)
     x = lax.conv_general_dilated(
         x,
         kernel,
@@ -93,6 +96,30 @@ def convolve(x, kernel, padding, dilation=1, groups=1, bias=None):
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     return add_bias(bias, x)
+
+
+def _by_phases(x, kernel, padding, dilation, bias):
+    """A dilated kernel sees each phase of the pixel grid by itself: the phases become images.
+
+    XLA would make its gradient a convolution with stride and a kernel of the map's size, which it
+    does not hand to cuDNN as the weight gradient that it is.
+    """
+    batch, height, width, channels = x.shape
+    k, _, _, features = kernel.shape
+    out = [size + 2 * padding - dilation * (k - 1) for size in (height, width)]
+    whole = [-(-(size + 2 * padding) // dilation) for size in (height, width)]
+    margin = [
+        (padding, n * dilation - size - padding)
+        for n, size in zip(whole, (height, width), strict=True)
+    ]
+    x = pad(x, ((0, 0), *margin, (0, 0)))
+    x = x.reshape(batch, whole[0], dilation, whole[1], dilation, channels)
+    x = x.transpose(0, 2, 4, 1, 3, 5).reshape(-1, *whole, channels)
+    y = convolve(x, kernel, 0, bias=bias)
+    rows, columns = y.shape[1:3]
+    y = y.reshape(batch, dilation, dilation, rows, columns, features).transpose(0, 3, 1, 4, 2, 5)
+    y = y.reshape(batch, rows * dilation, columns * dilation, features)
+    return y[:, : out[0], : out[1]]
 
 
 def _too_small(x, what):

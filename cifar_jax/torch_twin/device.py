@@ -28,6 +28,9 @@ def synchronize(device):
         torch.cuda.synchronize()
 
 
-def peak_memory():
-    """Bytes PyTorch had allocated on the GPU at its peak."""
+def peak_memory(run):
+    """Bytes that PyTorch has allocated on the GPU at the peak of run(); what cuDNN took before, to
+    time its algorithms, does not count."""
+    torch.cuda.reset_peak_memory_stats()
+    run()
     return torch.cuda.max_memory_allocated()

@@ -234,25 +234,11 @@ class Whitening(nn.Module):
 
 
 class ShiftNorm(nn.BatchNorm2d):
-    """BatchNorm with a bias and no weight; keeps the biased running variance.
-
-    `keep` is the share of the old running value.
-    """
+    """BatchNorm with a bias and no weight; `keep` is the share of the old running value."""
 
     def __init__(self, width, keep):
         super().__init__(width, eps=1e-12, momentum=1 - keep)
         self.weight = None
-
-    def forward(self, x):
-        if not self.training:
-            return super().forward(x)
-        with torch.no_grad():
-            wide = x.to(torch.promote_types(x.dtype, torch.float32))
-            var, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var, self.momentum)
-            self.num_batches_tracked += 1
-        return F.batch_norm(x, None, None, None, self.bias, True, 0.0, self.eps)
 
 
 class Group(nn.Module):
