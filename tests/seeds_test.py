@@ -131,13 +131,13 @@ def get_config():
 
 @pytest.mark.parametrize("mode", ["train", "seeds"])
 def test_a_phase_goes_on_from_the_best_weights(mode, program, tmp_path):
-    """The slow ones, too: the second phase ruins what the first learned, the third changes no
-    weight."""
+    """The slow ones, too: the second phase ruins what the first learned, the third only measures
+    the statistics more exactly."""
     (tmp_path / "phases.py").write_text(PHASES)
     config = f"--config={tmp_path}/phases.py"
     finish(program(config, *QUICK[1:], f"--mode={mode}", f"--workdir={tmp_path / 'run'}"))
     first, ruined, last = (record["eval_loss"] for record in metrics(tmp_path / "run"))
-    assert ruined > 2 * first and last == pytest.approx(first, rel=0.2)
+    assert last < first < ruined / 2
 
 
 def test_settings_times_seeds():
