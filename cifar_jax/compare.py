@@ -6,7 +6,7 @@ import os
 import jax
 import numpy as np
 
-from cifar_jax import InputError, report, timing
+from cifar_jax import InputError, page, report, timing
 from cifar_jax import workdir as files
 from cifar_jax.exchange import load_torch_twin
 from cifar_jax.experiment import check_seeds, make_experiment
@@ -83,7 +83,7 @@ def compare(config, workdir):
         comparison["status"] = "done"
         files.write_json(path / "comparison.json", comparison)
         text = f"{accuracies([comparison])}\n\n{speeds(comparison)}\n"
-        (path / "comparison.md").write_text(text)
+        (path / "comparison.md").write_text(text, encoding="utf-8")
         report.write_comparison(path, comparison)
         print(text)
         return comparison
@@ -222,7 +222,8 @@ def accuracies(comparisons):
     """The table of both sides' accuracies, mean ± standard deviation, a row a comparison."""
     lines = [
         "| system | steps of batch | seeds | test images | JAX, % | PyTorch, % "
-        "| JAX - PyTorch (95 %) | p | same weights: predictions that differ, largest difference |",
+        "| JAX - PyTorch (95 %) | p "
+        "| same weights: predictions that differ, largest difference of the largest logit |",
         "|---|---|--:|--:|--:|--:|---|--:|---|",
     ]
     for c in comparisons:
@@ -230,7 +231,8 @@ def accuracies(comparisons):
         same = [run["same_weights"] for run in c["runs"]]
         d, p = a["difference"], a["difference"]["p_value"]
         low, high = d["interval"] or (float("nan"),) * 2
-        p = "-" if p is None else f"{p:.2f}"
+        p = "-" if p is None else page.p_value(p).removeprefix("= ")
+        apart = [s["largest_difference"] for s in same if s["largest_difference"] is not None]
         lines.append(
             f"| {c['model']} | {c['settings']['steps_trained']} of {c['batch_size']} "
             f"| {a['jax']['n']} | {same[0]['images']:,} "
@@ -238,7 +240,7 @@ def accuracies(comparisons):
             f"| {d['mean']:+.2f} ({low:+.2f} to {high:+.2f}) | {p} "
             f"| {sum(s['predictions_differ'] for s in same)} "
             f"of {sum(s['images'] for s in same):,}, "
-            f"{max(s['largest_difference'] for s in same):.0e} |"
+            f"{f'{max(apart):.0e}' if apart else 'not finite'} |"
         )
     return "\n".join(lines)
 

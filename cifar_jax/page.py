@@ -29,7 +29,7 @@ def write(path, template, **values):
     environment.globals |= {"p_value": p_value, "duration": duration}
     environment.filters["loss"] = lambda x: f"{x:.4f}" if _finite(x) else "not finite"
     part = path.with_name(f".{path.name}.part")
-    part.write_text(environment.get_template(template).render(**values))
+    part.write_text(environment.get_template(template).render(**values), encoding="utf-8")
     part.replace(path)
 
 
@@ -80,6 +80,7 @@ def write_run(
         records=records,
         config=workdir.flatten(config).items(),
         eval_name=eval_name,
+        smoothing=config["loss"]["label_smoothing"],
         accuracy_interval=metrics.wilson(
             result["test"]["accuracy"], result["dataset"]["sizes"]["test"]
         ),

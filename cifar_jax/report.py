@@ -49,8 +49,11 @@ def _whole_numbers(axes):
     axes.xaxis.set_major_locator(_matplotlib().ticker.MaxNLocator(integer=True))
 
 
-def draw_curves(records, learning_rate, steps_per_epoch, eval_name="test"):
-    """Loss, accuracy, learning_rate [steps] against the epoch; `records` as in metrics.jsonl."""
+def draw_curves(records, learning_rate, steps_per_epoch, eval_name="test", smoothing=0.0):
+    """Loss, accuracy, learning_rate [steps] against the epoch; `records` as in metrics.jsonl.
+
+    `smoothing`: of the labels, which the training loss includes and the other does not.
+    """
     figure = _figure(10, 3.2)
     left, middle, right = figure.subplots(1, 3)
     epochs = [r["epoch"] for r in records]
@@ -63,7 +66,9 @@ def draw_curves(records, learning_rate, steps_per_epoch, eval_name="test"):
             epochs,
             [_number(r[f"train_{key}"]) for r in records],
             color=TRAIN_COLOR,
-            label="train",
+            label=f"train, labels smoothed by {smoothing:g}"
+            if smoothing and key == "loss"
+            else "train",
             **marker,
         )
         axes.plot(
@@ -177,7 +182,13 @@ def draw_per_class(per_class):
     axes = figure.subplots()
     bars = axes.bar(names, values, color=TRAIN_COLOR, width=0.72)
     if len(names) <= MANY:
-        axes.bar_label(bars, fmt="%.1f", label_type="center", color="white", fontsize=9)
+        told, within = [f"{value:.1f}" for value in values], [value > 8 for value in values]
+        inside, above = (
+            [text if here == of else "" for text, here in zip(told, within, strict=True)]
+            for of in (True, False)
+        )
+        axes.bar_label(bars, inside, label_type="center", color="white", fontsize=9)
+        axes.bar_label(bars, above, padding=2, fontsize=9)
     mean = float(np.mean(values))
     axes.axhline(mean, color=EVAL_COLOR, linestyle="--", linewidth=1.2)
     axes.set(ylabel="accuracy (%)", ylim=(0, 102), yticks=range(0, 101, 20))
@@ -219,25 +230,26 @@ def draw_confusion(confusion, class_names):
 
 def draw_mistakes(images, labels, logits, class_names, rows=4, columns=6):
     """The images of whose wrong class the model was most certain, with both names."""
-    probabilities, class_names = metrics.softmax(logits), _plain(class_names)
+    probabilities = metrics.softmax(logits)
+    names = _plain([n if len(n) <= 17 else f"{n[:16]}\N{HORIZONTAL ELLIPSIS}" for n in class_names])
     predictions = metrics.predictions(logits)
     found = page.surest_mistakes(labels, predictions, probabilities)
     rows = min(rows, max(1, -(-len(found) // columns)))
-    figure = _figure(10, 0.5 + 1.82 * rows)
+    figure = _figure(10, 0.5 + 2.0 * rows)
     axes = figure.subplots()
     height, width = images.shape[1:3]
-    down, right = round(1.42 * height), round(1.3 * width)  # from one image to the next
+    down, right = round(1.56 * height), round(1.3 * width)  # from one image to the next
     canvas = np.full((rows * down, columns * right, 3), 255, np.uint8)
     for place, i in enumerate(found[: rows * columns]):
         y, x = place // columns * down, place % columns * right
         canvas[y : y + height, x : x + width] = images[i]
         predicted = predictions[i]
-        told = f"taken for {class_names[predicted]}, {100 * probabilities[i, predicted]:.0f} %"
-        names = f"{class_names[labels[i]]}\n{told if predicted >= 0 else 'not finite'}"
-        axes.text(x + width / 2, y - 1.5, names, ha="center", va="bottom", fontsize=8)
+        told = f"taken for {names[predicted]}\n{page.percent(probabilities[i, predicted])}"
+        told = f"{names[labels[i]]}\n{told if predicted >= 0 else 'not finite'}"
+        axes.text(x + width / 2, y - 1.5, told, ha="center", va="bottom", fontsize=8)
     axes.imshow(canvas, interpolation="nearest")
     axes.set_xlim(-0.15 * width, columns * right - 0.15 * width)
-    axes.set_ylim(rows * down - 0.4 * height, -0.4 * height)  # room for the first row's names
+    axes.set_ylim(rows * down - 0.54 * height, -0.54 * height)  # room for the first row's names
     axes.set_axis_off()
     axes.set_title(
         f"{len(found):,} of {len(labels):,} test images are wrong; the most confident mistakes"
@@ -342,7 +354,8 @@ def write_report(folder, **run):
     }
     if records:
         each, eval_name = page.steps_per_epoch(result), page.evaluated(result)
-        figures["curves"] = draw_curves(records, run["learning_rate"], each, eval_name)
+        smoothing = run["config"]["loss"]["label_smoothing"]
+        figures["curves"] = draw_curves(records, run["learning_rate"], each, eval_name, smoothing)
     pictures = save(figures, folder)
     part = folder / ".predictions.npz.part"
     with open(part, "wb") as file:

@@ -175,9 +175,11 @@ def make_groups(runs):
         groups = list(groups.values())
         if all(len(g["runs"]) == len({r["result"]["seed"] for r in g["runs"]}) for g in groups):
             break
-    differing = fields_that_differ(groups)
-    for group in groups:
-        group["label"] = label(group, groups, differing)
+    for most, told in ((2, shown), (None, shown), (None, str)):
+        for group in groups:
+            group["label"] = label(group, groups, most, told)
+        if len({group["label"] for group in groups}) == len(groups):
+            break
     return groups
 
 
@@ -187,18 +189,20 @@ def fields_that_differ(groups):
     return [n for n in names if len({json.dumps(g["fields"].get(n)) for g in groups}) > 1]
 
 
-def label(group, groups, differing):
-    """A short name: the model where it tells the groups apart, else what differs."""
+def label(group, groups, most, told):
+    """A short name: the model where it tells the groups apart, else `most` fields that differ
+    (None: all), their values as told(value)."""
     model = group["runs"][0]["result"]["model"]
     alike = [g for g in groups if g["runs"][0]["result"]["model"] == model]
     if len(alike) == 1:
         return model
-    names = [n for n in fields_that_differ(alike) if n in differing]
+    names = fields_that_differ(alike)
     parts = [
-        f"{n.removesuffix('.name').split('.')[-1]} {shown(group['fields'].get(n))}"
-        for n in names[:2]
+        f"{n.removesuffix('.name').split('.')[-1]} {told(group['fields'].get(n))}"
+        for n in names[:most]
     ]
-    text = ", ".join(parts) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+    more = len(names) - len(parts)
+    text = ", ".join(parts) + (f" and {more} more" if more else "")
     return text if len(alike) == len(groups) else f"{model}, {text}"
 
 
@@ -309,7 +313,8 @@ def charts(groups):
             for records, look in found_in:
                 columns = [[r[n] for r in records] for n in ("epoch", key, "seconds")]
                 x, y, seconds = columns
-                dash = {"dash": k // 6 % 3} | look
+                # colours that are alike to some eyes, 1 and 4, 3 and 5, have other dashes
+                dash = {"dash": (k // 2 + k // 6) % 3} | look
                 lines.append(page.series(group["label"], k % 6, x, y, seconds, **dash))
         if any(line["x"] for line in lines):
             found[name] = page.chart(title, unit, lines, **more)
@@ -361,6 +366,7 @@ def compare(paths, out):
         contrasts=contrasts,
         accuracy_axis=page.axis(lanes),
         difference_axis=page.axis(differences, zero=True),
+        smoothed=any(g["fields"].get("loss.label_smoothing") for g in groups),
         fields=[(n, [shown(g["fields"].get(n)) for g in groups]) for n in names],
         dataset=runs[0]["result"]["dataset"],
         versions=dict.fromkeys(

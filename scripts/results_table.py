@@ -98,10 +98,10 @@ def results():
     lines += [
         "",
         "Accuracy on the 10,000 test images after the last epoch, over several seeds the mean, "
-        "smallest to largest; clean images, but for dilated's original, which measured on "
-        "augmented ones. Mirror views: the mean over each image and its mirror image. Minutes: "
-        "training, evaluation and compilation; on CPU other work ran beside them, or they were "
-        "paused for it. Every run's seed, commit and versions: "
+        "smallest to largest; clean images, but for dilated's original and its recipe, which "
+        "measure on augmented ones. Mirror views: the mean over each image and its mirror image. "
+        "Minutes: training, evaluation and compilation; on CPU other work ran beside them, or they "
+        "were paused for it. Every run's seed, commit and versions: "
         "[docs/results.md](docs/results.md).",
         "",
         "![Test accuracy by epoch over the originals' logged points](results/curves.svg)",
@@ -234,7 +234,7 @@ def curves():
 
     runs = runs_by_recipe()
     shown = {
-        name: {
+        name + "\n(grey, blue: augmented)" * ("note" in original): {
             "original": sorted(original["curve"].items()),
             **{
                 recipe: [

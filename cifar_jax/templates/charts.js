@@ -92,7 +92,7 @@
       plot.replaceChildren();
       const svg = make("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, height: HEIGHT, tabindex: 0, role: "img", "aria-label": spec.label }, plot);
       if (!all.length) {
-        make("text", { x: width / 2, y: HEIGHT / 2, "text-anchor": "middle" }, svg, log ? "no positive values" : "no finite values");
+        make("text", { x: width / 2, y: HEIGHT / 2, "text-anchor": "middle" }, svg, !shown.length ? "every line is hidden" : log ? "no positive values" : "no finite values");
         view = null;
         return;
       }
@@ -132,7 +132,7 @@
           open = true;
         }
         make("path", { d: path, class: `c${s.color} d${s.dash || 0}${s.thin ? " thin" : ""}` }, svg);
-        if (points[k].length <= 16 && !s.thin)
+        if (points[k].length <= (s.thin ? 1 : 16))
           for (const p of points[k])
             if (p.y !== null) make("circle", { cx: view.x(p.x), cy: view.y(p.y), r: 3.2, class: `c${s.color}` }, svg);
       });
