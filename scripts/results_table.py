@@ -462,7 +462,7 @@ def faults():
             "inputs; each gave the right data or one sentence, within "
             f"{limits['seconds']} s and {limits['bytes'] >> 20} MiB (an image: "
             f"{limits['bytes_of_an_image'] >> 20} MiB). {provenance(fuzz)}; of some readers an "
-            "earlier count, with the commit of that. CI hands each more.",
+            "earlier count, with the commit of that. CI hands each the same few again.",
             "",
             "| reader | inputs | commit |",
             "|---|--:|---|",

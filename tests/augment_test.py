@@ -223,11 +223,17 @@ def test_flip_half_of_the_images():
 def test_translation_rounds_a_uniform_shift():
     n = 20000
     moved = np.asarray(augment.random_translation(jax.random.key(3), ramp(n), fraction=0.1))
-    shifts = 16 - moved[:, 16, 16, 1]
-    assert set(np.unique(shifts)) == set(range(-3, 4))
-    assert abs((np.abs(shifts) == 3).mean() - 2 * 0.7 / 6.4) < 0.01  # U(-3.2, 3.2) rounded
-    assert abs((shifts == 0).mean() - 1 / 6.4) < 0.01
-    assert (moved[:, 0, :, 2] == 0).any() and (moved[:, 31, :, 2] == 0).any()  # black comes in
+    down, right = (16 - moved[:, 16, 16, axis] for axis in (0, 1))
+    for shifts in (down, right):
+        assert set(np.unique(shifts)) == set(range(-3, 4))
+        assert abs((np.abs(shifts) == 3).mean() - 2 * 0.7 / 6.4) < 0.01  # U(-3.2, 3.2) rounded
+        assert abs((shifts == 0).mean() - 1 / 6.4) < 0.01
+    assert abs(np.corrcoef(down, right)[0, 1]) < 0.03
+    black = moved[..., 2] == 0  # comes in
+    np.testing.assert_array_equal(black[:, 0, 16], down > 0)
+    np.testing.assert_array_equal(black[:, 31, 16], down < 0)
+    np.testing.assert_array_equal(black[:, 16, 0], right > 0)
+    np.testing.assert_array_equal(black[:, 16, 31], right < 0)
 
 
 def test_rotation_angles_are_uniform():
@@ -259,11 +265,16 @@ def test_coarse_dropout_is_one_inside_hole(sizes, p):
     hit = black.any((1, 2))
     assert abs(hit.mean() - p) < 5 * math.sqrt(p * (1 - p) / n)
     assert (black.sum((1, 2)) == rows.sum(1) * columns.sum(1)).all()  # a full rectangle
+    heights, widths = rows[hit].sum(1), columns[hit].sum(1)
+    for extent in (heights, widths):
+        uniform_counts(extent, np.arange(sizes[0], sizes[1] + 1))
+    top, left = rows[hit].argmax(1), columns[hit].argmax(1)
+    assert abs(np.corrcoef(top, left)[0, 1]) < 0.07
     if sizes[0] == sizes[1]:
-        uniform_counts(rows[hit].argmax(1), np.arange(33 - sizes[0]))
+        uniform_counts(top, np.arange(33 - sizes[0]))
+        uniform_counts(left, np.arange(33 - sizes[0]))
     else:
-        uniform_counts(rows[hit].sum(1), np.arange(sizes[0], sizes[1] + 1))
-    uniform_counts(columns[hit].sum(1), np.arange(sizes[0], sizes[1] + 1))
+        assert abs(np.corrcoef(heights, widths)[0, 1]) < 0.07
 
 
 def test_color_jitter_orders_are_uniform_and_factors_in_range():
@@ -293,6 +304,47 @@ def test_color_jitter_orders_are_uniform_and_factors_in_range():
     assert abs(np.mean(orders) - 0.5) < 0.05
 
 
+def test_color_jitter_draws_saturation_and_hue():
+    n = 4000
+    out = np.asarray(
+        augment.color_jitter(
+            *(jax.random.key(6), jnp.broadcast_to(jnp.array([200.0, 100.0, 100.0]), (n, 2, 2, 3))),
+            **{"saturation": 0.3, "uint8": False},
+        )
+    )
+    grey = 0.2989 * 200 + 0.587 * 100 + 0.114 * 100
+    factor = (out[:, 0, 0, 0] - grey) / (200 - grey)
+    assert 0.7 <= factor.min() < 0.71 and 1.29 < factor.max() <= 1.3
+    assert abs(factor.mean() - 1) < 0.02
+    red = jnp.broadcast_to(jnp.array([200.0, 0.0, 0.0]), (n, 2, 2, 3))
+    out = np.asarray(augment.color_jitter(jax.random.key(7), red, hue=0.1, uint8=False))
+    # of a sixth of the circle green (or blue, the other way) is as far as the hue has turned
+    turned = (out[:, 0, 0, 1] - out[:, 0, 0, 2]) / 200 / 6
+    assert -0.1 <= turned.min() < -0.098 and 0.098 < turned.max() <= 0.1
+    assert abs(turned.mean()) < 0.005
+
+
+def test_shift_scale_rotate_draws_each_by_itself():
+    """A shift of a tenth of the size, on both axes; an angle of seven degrees; see below for the
+    scale."""
+    n = 4000
+    still = {"shift": 0.0, "scale": (1.0, 1.0), "degrees": 0.0, "fill": 1.0, "p": 1.0}
+
+    def source(key, row, column, **drawn):
+        """Where the pixel at (row, column) came from in each image."""
+        out = augment.random_shift_scale_rotate(jax.random.key(key), ramp(n), **{**still, **drawn})
+        return np.asarray(out[:, row, column, 0]), np.asarray(out[:, row, column, 1])
+
+    down, right = source(10, 16, 16, shift=0.1)
+    for place in (down, right):  # 16 + U(-3.2, 3.2), rounded
+        uniform = np.abs(place - 16)
+        assert uniform.max() == 3 and abs((uniform == 0).mean() - 1 / 6.4) < 0.03
+    assert abs(np.corrcoef(down, right)[0, 1]) < 0.07
+    rows, _ = source(11, 16, 28, degrees=7.0)  # 12.5 right of the centre: +-12.5 sin(7 degrees)
+    assert {15, 16, 17} <= {*np.unique(rows)} <= {14, 15, 16, 17, 18}
+    assert abs(rows.mean() - 16) < 0.1 and 0.7 < rows.std() < 1.1
+
+
 def test_shift_scale_rotate_touches_half():
     n = 4000
     out = np.asarray(
@@ -316,6 +368,9 @@ def test_brightness_contrast_touches_a_fifth():
     assert abs(touched.mean() - 0.2) < 0.025
     gain = (out[:, 0, 20, 0] - out[:, 0, 10, 0]) / 40
     assert 0.77 < gain.min() < 0.85 and 1.15 < gain.max() < 1.23
+    offset = out[touched, 0, 10, 0] - gain[touched] * 90  # a fifth of 255, cut to whole values
+    assert -53 < offset.min() < -47 and 45 < offset.max() < 53
+    assert abs(np.corrcoef(gain[touched], offset)[0, 1]) < 0.1
 
 
 def test_chain_is_pure_and_refuses_unknown_names(images):

@@ -28,21 +28,25 @@ def state_at(step, value=None):
     if value is not None:
         params = jax.tree.map(lambda x: jnp.full_like(x, value), params)
     statistics = {"bn": {"mean": jnp.asarray(rng.normal(size=10), jnp.float32)}}
-    moments = jax.tree.map(lambda x: x + step, TX.init(params))
+    moments = jax.tree.map(
+        lambda x: x + jnp.asarray(rng.normal(size=x.shape) if x.ndim else step, x.dtype),
+        TX.init(params),
+    )
     step = jnp.asarray(step, jnp.int32)
     state = TrainState(step, params, statistics, moments, jax.random.key(3))
     return jax.device_put(state, PLACE)
 
 
-def sums():
-    return jax.device_put(Metrics.zeros(10), PLACE)
+def sums(step=0):
+    """The sums of an epoch under way; all follow from `step`."""
+    return jax.device_put(jax.tree.map(lambda x: x + step, Metrics.zeros(10)), PLACE)
 
 
 def saved(folder, losses):
     """A directory with a checkpoint at each step of {step: eval loss}."""
     with Checkpoints(folder, PLACE) as checkpoints:
         for step, loss in losses.items():
-            checkpoints.save(state_at(step), sums(), {"train_seconds": 1.5}, loss)
+            checkpoints.save(state_at(step), sums(step), {"train_seconds": 1.5}, loss)
             checkpoints.wait()
     return folder
 
@@ -53,13 +57,15 @@ def latest(folder):
         found = checkpoints.restore_latest(state_at(0), sums())
     if found is None:
         return None
-    state, _, meta = found
+    state, metrics, meta = found
     assert meta["train_seconds"] == 1.5
-    want = state_at(int(state.step))
-    for ours, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(want), strict=True):
-        if not jnp.issubdtype(ours.dtype, jax.dtypes.prng_key):
-            np.testing.assert_array_equal(ours, theirs)
-    return int(state.step)
+    step = int(state.step)
+    want = jax.tree.leaves((state_at(step), sums(step)))
+    for ours, theirs in zip(jax.tree.leaves((state, metrics)), want, strict=True):
+        if jnp.issubdtype(ours.dtype, jax.dtypes.prng_key):
+            ours, theirs = map(jax.random.key_data, (ours, theirs))
+        np.testing.assert_array_equal(ours, theirs)
+    return step
 
 
 def best(folder):
@@ -67,9 +73,9 @@ def best(folder):
         return int(checkpoints.restore_best(state_at(0)).step)
 
 
-def array_files(folder, step):
-    """The files that hold the weights of `step`, largest first."""
-    paths = [p for p in (folder / str(step) / "model").rglob("d/*") if p.stat().st_size > 10_000]
+def array_files(folder, step, item="model"):
+    """The files that hold the weights of `step`, or its moments ("training"), largest first."""
+    paths = [p for p in (folder / str(step) / item).rglob("d/*") if p.stat().st_size > 10_000]
     assert paths
     return sorted(paths, key=lambda p: -p.stat().st_size)
 
@@ -96,14 +102,15 @@ def test_a_loss_that_is_no_number_is_never_best(tmp_path, bad):
 
 
 @pytest.mark.case(7)
-def test_every_flipped_bit_is_noticed(tmp_path, rng):
+@pytest.mark.parametrize("item", ["model", "training"])
+def test_every_flipped_bit_is_noticed(item, tmp_path, rng):
     """Orbax alone restores flipped array bytes without a word."""
     whole = saved(tmp_path / "whole", {1: 0.5, 2: 0.4})
     noticed = 0
     for i in range(6):
         folder = tmp_path / str(i)
         shutil.copytree(whole, folder)
-        path = array_files(folder, 2)[0]
+        path = array_files(folder, 2, item)[0]
         content = bytearray(path.read_bytes())
         place = int(rng.integers(len(content)))
         content[place] ^= 1 << int(rng.integers(8))
@@ -167,7 +174,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, harm, capsys, request):
         said = capsys.readouterr().err
         assert str(folder / "2") in said and "set aside" in said
         with Checkpoints(folder, PLACE) as checkpoints:  # and step 2 can be saved again
-            checkpoints.save(state_at(2), sums(), {"train_seconds": 1.5}, 0.4)
+            checkpoints.save(state_at(2), sums(2), {"train_seconds": 1.5}, 0.4)
         assert latest(folder) == 2
     assert best(folder) in (1, 2)
 
@@ -304,7 +311,7 @@ def test_a_save_waits_for_the_one_before(tmp_path):
     with Checkpoints(folder, PLACE) as checkpoints:
         for step in range(1, 7):
             loss = 0.1 if step == 2 else 0.5
-            checkpoints.save(state_at(step), sums(), {"train_seconds": 1.5}, loss)
+            checkpoints.save(state_at(step), sums(step), {"train_seconds": 1.5}, loss)
     assert sorted(int(p.name) for p in folder.iterdir()) == [2, 5, 6]
     assert latest(folder) == 6 and best(folder) == 2
 
@@ -314,7 +321,7 @@ def test_saves_leave_nothing_in_memory(tmp_path):
     objects = {}
     with Checkpoints(tmp_path / "c", PLACE) as checkpoints:
         for step in range(1, 41):
-            checkpoints.save(state_at(step), sums(), {"train_seconds": 1.5}, 1 / step)
+            checkpoints.save(state_at(step), sums(step), {"train_seconds": 1.5}, 1 / step)
             if step in (20, 40):
                 checkpoints.wait()
                 gc.collect()
@@ -330,7 +337,7 @@ def test_no_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
         Checkpoints(folder, PLACE) as checkpoints,
         pytest.raises(InputError, match=r"could not be written \(0 MiB are free.*make room"),
     ):
-        checkpoints.save(state_at(2), sums(), {"train_seconds": 1.5}, 0.4)
+        checkpoints.save(state_at(2), sums(2), {"train_seconds": 1.5}, 0.4)
     monkeypatch.undo()
     assert latest(folder) == 1
 

@@ -67,11 +67,12 @@ def test_a_folder_that_is_not_ours_alone_is_not_used(case, home, monkeypatch, ca
     assert err.startswith("compiled programs are not kept: ") and err.count("\n") == 1
 
 
-def program(home, tmp_path):
+def program(home, tmp_path, **variables):
     """The run's stderr; it must succeed."""
     dropped = ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME")
     environment = {k: v for k, v in os.environ.items() if k not in dropped}
     environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "HOME": str(home)}
+    environment |= variables
     small = ("--config.stop_after=0.05", "--config.report=False")
     command = [sys.executable, "main.py", *QUICK, *SMALLER, *small, f"--workdir={tmp_path / 'run'}"]
     done = subprocess.run(
@@ -83,13 +84,17 @@ def program(home, tmp_path):
 
 @pytest.mark.slow
 def test_a_second_run_compiles_nothing_anew_and_is_silent(tmp_path):
-    home, found = tmp_path / "home", []
-    for run in ("first", "second"):
-        assert program(home, tmp_path / run) == ""
-        folder = home / ".cache" / "cifar_jax" / "xla"
-        found.append({p.name for p in folder.glob("*-cache")})
-    assert found[0] == found[1]
-    assert any(name.startswith("jit_run") for name in found[0])
+    home = tmp_path / "home"
+    assert program(home, tmp_path / "first") == ""
+    folder = home / ".cache" / "cifar_jax" / "xla"
+    assert any(p.name.startswith("jit_run") for p in folder.glob("*-cache"))
+    told = program(home, tmp_path / "second", JAX_DEBUG_LOG_MODULES="jax._src.compiler")
+    lines = told.splitlines()
+    assert all("compiler.py:" in line for line in lines)  # and no warning of what was read
+    for name in ("jit_run", "jit_evaluate"):
+        of = [line for line in lines if name in line and "ersistent compilation cache" in line]
+        assert any("cache hit for" in line for line in of)
+        assert not any("CACHE MISS" in line for line in of)
 
 
 @pytest.mark.long

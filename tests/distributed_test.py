@@ -56,6 +56,16 @@ def the_second_dies():
     strike("step", 1, before=die)
 
 
+def the_second_is_told():
+    """SIGTERM to the second process within the second epoch."""
+
+    def tell(*args):
+        if jax.process_index() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    strike("step", 5, before=tell)  # four calls an epoch
+
+
 def finish_all(processes, code=0):
     """[(stdout without what JAX's network layer prints, stderr)]"""
     ended = [finish(process, code) for process in processes]
@@ -91,10 +101,7 @@ def test_a_signal_to_one_and_the_death_of_one_leave_the_run_as_it_would_have_bee
     (out, _), (silence, _) = finish_all(job(whole))
     assert sum(line.startswith("epoch") for line in out.splitlines()) == 2 and silence == ""
 
-    first, second = job(workdir)
-    wait_for(lambda: (workdir / "checkpoints" / "18").exists(), first)
-    second.send_signal(signal.SIGTERM)
-    finish_all((first, second), code=75)
+    finish_all(job(workdir, fault=the_second_is_told), code=75)
     stopped = result(workdir)
     assert stopped["status"] == "interrupted" and 18 <= stopped["steps"] < 36
 

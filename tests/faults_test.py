@@ -10,14 +10,17 @@ import os
 import shutil
 import signal
 import sys
+import time
 
 import jax
+import jax.numpy as jnp
 import pytest
 from running import QUICK, ROOT, assert_same_run, finish, metrics, result, send, strike, wait_for
 
-from cifar_jax import InputError, sharding
+from cifar_jax import InputError, sharding, train
 from cifar_jax import workdir as files
 from cifar_jax.checkpoint import Checkpoints
+from cifar_jax.steps import TrainState
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
@@ -28,6 +31,12 @@ SIGKILL, SIGTERM, SIGINT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
 
 def fail(*args):
     raise MemoryError("planted")
+
+
+def hold(path, *args):
+    """Wait until `path` exists."""
+    while not path.exists():
+        time.sleep(0.02)
 
 
 def plant_nan(collection, run, step):
@@ -84,7 +93,13 @@ def test_struck_and_started_again(moment, reference, program, tmp_path):
     else:
         left = result(tmp_path / "run")
         assert left["status"] == ("interrupted" if code else "done") and left["steps"] == step
-    finish(program(*run))
+    kept = [p.name for p in (tmp_path / "run").glob("checkpoints/*") if p.name.isdigit()]
+    newest = max(map(int, kept), default=0)
+    assert step is None or newest == step
+    out, _ = finish(program(*run))
+    if code:  # it goes on: from the start it would come to the same end
+        assert ("resuming" in out) == bool(newest)
+        assert not newest or f"at epoch {newest / 19:g}\n" in out
     assert_same_run(tmp_path / "run", reference)
 
 
@@ -117,6 +132,15 @@ def test_a_program_that_fails_right_after_a_save_waits_for_it(reference, program
     out, _ = finish(program(*run))
     assert "at epoch 2" in out
     assert_same_run(tmp_path / "run", reference)
+
+
+@pytest.mark.parametrize("collection", ["params", "batch_stats", "opt_state", "slow"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_every_part_of_a_state_must_be_finite(collection, bad):
+    x = {"a": jnp.ones(3), "count": jnp.zeros((), jnp.int32)}
+    state = TrainState(jnp.zeros((), jnp.int32), x, x, x, jax.random.key(0), x)
+    assert train.all_finite(state)
+    assert not train.all_finite(state.replace(**{collection: {**x, "a": x["a"].at[1].set(bad)}}))
 
 
 @pytest.mark.slow
@@ -330,11 +354,15 @@ def test_with_no_sound_checkpoint_it_does_not_start_over(program, tmp_path):
 @pytest.mark.slow
 @pytest.mark.case(33)
 def test_a_second_trainer_is_refused_and_the_first_goes_on(reference, program, tmp_path):
-    workdir = tmp_path / "run"
-    first = program(*QUICK, f"--workdir={workdir}")
+    workdir, told = tmp_path / "run", tmp_path / "told"
+    wait = functools.partial(hold, told)
+    first = program(
+        *QUICK, f"--workdir={workdir}", fault=functools.partial(strike, "step", 1, wait)
+    )
     wait_for(lambda: (workdir / "config.json").exists(), first)
     _, err = finish(program(*QUICK, f"--workdir={workdir}"), code=2)
     assert err.count("\n") == 1 and f"is being trained by process {first.pid} on" in err
+    told.touch()
     finish(first)
     assert_same_run(workdir, reference)
 

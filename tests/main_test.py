@@ -39,7 +39,11 @@ def test_a_run_leaves_what_the_contract_says(reference):
     assert made["best"]["epoch"] == best["epoch"]
     assert made["best"]["accuracy"] == best["eval_accuracy"] == made["test"]["accuracy"]
     assert made["last"]["eval_loss"] == records[-1]["eval_loss"]
-    assert len(made["per_class"]) == 10
+    kept = np.load(reference / "report" / "predictions.npz")
+    right = kept["logits"].argmax(1) == kept["labels"]
+    shares = [100 * right[kept["labels"] == i].mean() for i in range(10)]
+    assert [*made["per_class"].values()] == pytest.approx(shares)
+    assert made["test"]["accuracy"] == pytest.approx(100 * right.mean())
     assert set(made["seconds"]) == {"compile", "train", "eval", "total"}
     assert made["dataset"]["sizes"] == {"train": 1501, "test": 296}
     assert {"jax", "flax", "optax", "python"} <= set(made["versions"])
@@ -81,12 +85,14 @@ def test_a_finished_run_says_so_and_changes_nothing(reference, program):
 def test_stop_after_and_going_on_is_the_uninterrupted_run(reference, program, tmp_path):
     workdir = tmp_path / "run"
     for epochs, steps in (("0.47", 9), ("2", 38)):
-        finish(program(*QUICK, f"--workdir={workdir}", f"--config.stop_after={epochs}"))
+        out, _ = finish(program(*QUICK, f"--workdir={workdir}", f"--config.stop_after={epochs}"))
         stopped = result(workdir)
         assert stopped["status"] == "stopped" and stopped["steps"] == steps
         assert stopped["last"]["epoch"] == steps / 19
+        assert (f"at epoch {9 / 19:g}\n" in out) == (steps == 38)
     assert [r["epoch"] for r in metrics(workdir)] == [1, 2]
-    finish(program(*QUICK, f"--workdir={workdir}"))
+    out, _ = finish(program(*QUICK, f"--workdir={workdir}"))
+    assert "at epoch 2\n" in out
     assert_same_run(workdir, reference)
 
 

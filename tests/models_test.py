@@ -331,6 +331,53 @@ def test_cpu_convolution_is_lax_conv_in_value_and_gradient(rng, shape, with_bias
                 np.testing.assert_allclose(a, b, atol=1e-11)
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        *((CONVOLUTIONS[i], jnp.bfloat16) for i in (0, 2, 6, 9)),  # unrolled, dilated, by shifts,
+        (CONVOLUTIONS[9], jnp.float16),  # by Winograd
+    ],
+)
+def test_cpu_convolution_in_half_precision(rng, shape, dtype, monkeypatch):
+    """Against float32 of the same rounded numbers, within some roundings of the result."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    batch, size, channels, features, k, padding, dilation, groups = shape
+    arguments = (
+        jnp.asarray(rng.normal(size=(batch, size, size, channels)), dtype),
+        jnp.asarray(rng.normal(size=(k, k, channels // groups, features)), dtype),
+        jnp.asarray(rng.normal(size=features), dtype),
+    )
+
+    def form(x, kernel, bias):
+        return convolve(x, kernel, padding, dilation, groups, bias)
+
+    reference, vjp = jax.vjp(form, *(x.astype(jnp.float32) for x in arguments))
+    ours, our_vjp = jax.vjp(form, *arguments)
+    dy = jnp.asarray(rng.normal(size=ours.shape), dtype)
+    theirs = (reference, *vjp(dy.astype(jnp.float32)))
+    for a, b in zip((ours, *our_vjp(dy)), theirs, strict=True):
+        assert a.dtype == dtype
+        scale = 8 * float(jnp.finfo(dtype).eps) * float(jnp.abs(b).max())
+        np.testing.assert_allclose(a.astype(jnp.float32), b, atol=scale)
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+@pytest.mark.parametrize("name", ["vgg", "resnet", "mixture", "dilated"])
+def test_the_config_says_which_running_variance(name, unbiased):
+    """The field's way to every BatchNorm; what it does there is tested below."""
+    found = set()
+
+    def note(call, args, kwargs, context):
+        if isinstance(context.module, BatchNorm):
+            found.add(context.module.unbiased)
+        return call(*args, **kwargs)
+
+    model = create_model(name, num_classes=10, unbiased_variance=unbiased)
+    with nn.intercept_methods(note):
+        variables_of(model)
+    assert found == {unbiased}
+
+
 def test_no_gradient_of_a_dilated_convolution_has_a_stride():
     """XLA hands none such to cuDNN as a weight gradient; as it is in lax.conv it has one."""
     x, kernel = jnp.zeros((2, 10, 10, 4)), jnp.zeros((3, 3, 4, 4))
@@ -452,9 +499,17 @@ def test_other_image_sizes(name):
             lambda x: model.init_with_output(jax.random.key(0), x, train=False)[0], images
         ).shape
 
-    for size in (28, 33, 64, 96):
+    smallest = {
+        "dilated": 11,
+        "convnet": 12,
+        "resnet": 12,
+        "vgg": 16,
+        "mixture": 16,
+        "airbench": 25,
+    }
+    for size in (smallest[name], 28, 33, 64, 96):
         assert shape(size, size) == (2, 7)
-    for size in (1, 4, 8):
+    for size in (1, 4, smallest[name] - 1):
         with pytest.raises(ValueError, match="the images are too small: a map of"):
             shape(size, size)
     if name == "resnet":

@@ -116,6 +116,19 @@ def test_an_epoch_sees_every_example_once(dataset):
     assert (first != second).any()
 
 
+def test_every_step_has_random_numbers_of_its_own(dataset):
+    """For augmentation and for dropout, over two epochs; another run has others."""
+    batches = make_batches(
+        batch_size=25, num_examples=100, augment=lambda key, images: jax.random.key_data(key)
+    )
+    batches, seen = jax.jit(batches), []
+    for run in (jax.random.key(0), jax.random.key(1)):
+        for t in range(8):
+            augment_key, _, dropout_key = batches(run, t, dataset)
+            seen += [augment_key, jax.random.key_data(dropout_key)]
+    assert len({np.asarray(key).tobytes() for key in seen}) == 32
+
+
 def test_drop_last_leaves_out_the_smaller_batch(dataset):
     labelled = dataset.replace(labels=jnp.arange(100, dtype=jnp.int32))
     kwargs = {"batch_size": 32, "num_examples": 100, "augment": lambda key, images: images}
