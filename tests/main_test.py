@@ -573,14 +573,19 @@ def test_lr_find_suggests_and_leaves_no_trace_in_a_run(reference, program, tmp_p
     run = shutil.copytree(reference, tmp_path / "run")
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
     extra = ("--config.lr_find.start_lr=1e-4", f"--workdir={run}")
-    for kind, steps in (("exponential", 60), ("linear", 20)):
+    for kind, steps, end in (("exponential", 60, 100), ("linear", 20, 10)):
         test = (f"--config.lr_find.range={kind}", f"--config.lr_find.steps={steps}")
+        test += (f"--config.lr_find.end_lr={end}",)
         out, _ = finish(program(*QUICK, *extra, *test, "--mode=lr_find"))
         found = json.loads((run / "lr_find.json").read_text())
         assert found["range"] == kind and "steepest" in out and "valley" in out
         assert found["lr"][0] == pytest.approx(1e-4, rel=1e-4)
         assert all(1e-4 <= rate < 10.0 for rate in found["suggestions"].values())
-        assert len(found["lr"]) == len(found["loss"]) == len(found["smoothed"]) <= steps
+        taken = len(found["lr"])
+        assert taken == len(found["loss"]) == len(found["smoothed"]) <= steps
+        smoothed = np.array(found["smoothed"])
+        if kind == "exponential":  # it ends where the loss has diverged
+            assert taken < steps and smoothed[-1] > 4 * smoothed.min() > smoothed[-2]
     after = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
     assert {p.name for p in after.keys() - before.keys()} == {"lr_find.json", "lr_find.png"}
     assert all(after[p] == before[p] for p in before if p != run)
@@ -589,6 +594,9 @@ def test_lr_find_suggests_and_leaves_no_trace_in_a_run(reference, program, tmp_p
 def test_data_mode_counts_and_draws(program, tmp_path):
     out, _ = finish(program(*QUICK, f"--workdir={tmp_path}", "--mode=data"))
     assert "1,501" in out and "296" in out
+    images = data.load("digits", "", "train").images / 255.0
+    for field, value in (("mean", images.mean()), ("std", images.std())):
+        assert f"normalize.{field}={','.join([f'{value:.4f}'] * 3)}" in out
     for name in ("counts", "samples", "augmented"):
         assert (tmp_path / "data" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
