@@ -41,7 +41,7 @@ def compare(config, workdir):
         files.check_workdir(path, config.to_dict())
         exp = make_experiment(config)
         sides = Sides(exp, twin)
-        sides.make_recipe(exp.init_state())  # or PyTorch's side does not have it
+        sides.make_recipe()  # or PyTorch's side does not have it
         files.open_workdir(path, config.to_dict(), environment(), exp.about_data)
         pairs = Pairs(sides)
         settings = {**config.compare.to_dict(), "steps_trained": pairs.steps}

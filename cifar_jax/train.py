@@ -63,7 +63,7 @@ def train_and_evaluate(config, workdir):
         print(f"interrupted at step {result['steps']}; the same command goes on from there")
     else:
         epochs, best = result["epochs"], result["best"]["epoch"]
-        of = "" if best == epochs else f", at epoch {best:g}, of the lowest evaluation loss"
+        of = "" if best == epochs else f" (of epoch {best:g}, whose evaluation loss was lowest)"
         print(f"{status} at epoch {epochs:g}: test {result['test']['accuracy']:.2f} %{of}")
     return result
 
