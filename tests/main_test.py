@@ -569,23 +569,27 @@ def test_training_imports_nothing_of_other_modes():
     assert not others & modules("from cifar_jax import train")
 
 
-def test_lr_find_suggests_and_leaves_no_trace_in_a_run(reference, program, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "steps", "end"),
+    [("exponential", 60, 100), pytest.param("linear", 20, 10, marks=pytest.mark.long)],
+)
+def test_lr_find_suggests_and_leaves_no_trace_in_a_run(
+    kind, steps, end, reference, program, tmp_path
+):
     run = shutil.copytree(reference, tmp_path / "run")
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
-    extra = ("--config.lr_find.start_lr=1e-4", f"--workdir={run}")
-    for kind, steps, end in (("exponential", 60, 100), ("linear", 20, 10)):
-        test = (f"--config.lr_find.range={kind}", f"--config.lr_find.steps={steps}")
-        test += (f"--config.lr_find.end_lr={end}",)
-        out, _ = finish(program(*QUICK, *extra, *test, "--mode=lr_find"))
-        found = json.loads((run / "lr_find.json").read_text())
-        assert found["range"] == kind and "steepest" in out and "valley" in out
-        assert found["lr"][0] == pytest.approx(1e-4, rel=1e-4)
-        assert all(1e-4 <= rate < 10.0 for rate in found["suggestions"].values())
-        taken = len(found["lr"])
-        assert taken == len(found["loss"]) == len(found["smoothed"]) <= steps
-        smoothed = np.array(found["smoothed"])
-        if kind == "exponential":  # it ends where the loss has diverged
-            assert taken < steps and smoothed[-1] > 4 * smoothed.min() > smoothed[-2]
+    test = (f"--config.lr_find.{k}={v}" for k, v in (("range", kind), ("steps", steps)))
+    ends = ("--config.lr_find.start_lr=1e-4", f"--config.lr_find.end_lr={end}")
+    out, _ = finish(program(*QUICK, *test, *ends, "--mode=lr_find", f"--workdir={run}"))
+    found = json.loads((run / "lr_find.json").read_text())
+    assert found["range"] == kind and "steepest" in out and "valley" in out
+    assert found["lr"][0] == pytest.approx(1e-4, rel=1e-4)
+    assert all(1e-4 <= rate < 10.0 for rate in found["suggestions"].values())
+    taken = len(found["lr"])
+    assert taken == len(found["loss"]) == len(found["smoothed"]) <= steps
+    smoothed = np.array(found["smoothed"])
+    if kind == "exponential":  # it ends where the loss has diverged
+        assert taken < steps and smoothed[-1] > 4 * smoothed.min() > smoothed[-2]
     after = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
     assert {p.name for p in after.keys() - before.keys()} == {"lr_find.json", "lr_find.png"}
     assert all(after[p] == before[p] for p in before if p != run)

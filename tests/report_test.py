@@ -72,7 +72,7 @@ def run(rng):
             "augmented_names": NAMES[:8],
         },
         "learning_rate": np.linspace(0.1, 0.0, 12),
-        "config": {"seed": 3, "model": {"name": "resnet"}},
+        "config": {"seed": 3, "model": {"name": "resnet"}, "loss": {"label_smoothing": 0.1}},
         "filters": rng.normal(size=(3, 3, 3, 5)),
     }
 
@@ -172,7 +172,7 @@ def test_a_run_without_an_epoch_and_without_mistakes(run, tmp_path):
 def test_mistakes_are_the_most_confident_ones(run):
     figure = report.draw_mistakes(run["images"], run["labels"], run["logits"], NAMES)
     titles = [text.get_text() for text in figure.axes[0].texts]
-    shares = [int(re.search(r"(\d+) %", title).group(1)) for title in titles]
+    shares = [float(re.search(r"([\d.]+)\s%", title).group(1)) for title in titles]
     assert shares == sorted(shares, reverse=True)
     wrong = (run["logits"].argmax(1) != run["labels"]).sum()
     assert len(titles) == min(24, wrong)
@@ -182,8 +182,10 @@ def test_mistakes_are_the_most_confident_ones(run):
 
 
 def test_bars_and_matrix_show_the_numbers(run):
-    texts = [t.get_text() for t in report.draw_per_class(run["result"]["per_class"]).axes[0].texts]
-    assert texts == [f"{50 + i:.1f}" for i in range(10)]
+    values = {**run["result"]["per_class"], "3": 0.5}  # no room within its bar
+    texts = [t for t in report.draw_per_class(values).axes[0].texts if t.get_text()]
+    assert {t.get_text() for t in texts} == {f"{value:.1f}" for value in values.values()}
+    assert [t.get_text() for t in texts if t.get_color() != "white"] == ["0.5"]
     matrix = report.draw_confusion(run["confusion"], NAMES).axes[0]
     assert [int(t.get_text()) for t in matrix.texts] == run["confusion"].astype(
         int

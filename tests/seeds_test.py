@@ -138,7 +138,7 @@ def get_config():
 """
 
 
-@pytest.mark.parametrize("mode", ["train", "seeds"])
+@pytest.mark.parametrize("mode", ["train", pytest.param("seeds", marks=pytest.mark.long)])
 def test_a_phase_goes_on_from_the_best_weights(mode, program, tmp_path):
     """The slow ones, too: the second phase ruins what the first learned, the third only measures
     the statistics more exactly."""
