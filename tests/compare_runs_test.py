@@ -154,6 +154,23 @@ def test_the_same_config_and_seed_twice_is_told_apart_by_commit_or_folder(make_r
     assert [g["label"] for g in groups] == [f"run {new}", f"run {again}"]
 
 
+def test_no_two_groups_have_one_name(make_run, tmp_path):
+    def labels(name, *settings):
+        runs = [make_run(f"{name}{i}", 0, 90.0, **fields) for i, fields in enumerate(settings)]
+        return [group["label"] for group in compared(runs, tmp_path)[0]]
+
+    rates = [{"optim": {"b1": b1, "eps": eps}} for b1, eps in ((0.9, 0.1), (0.9, 0.100001))]
+    assert labels("a", *rates) == ["eps 0.1", "eps 0.100001"]
+    sizes = [
+        {"epochs": e, "batch_size": b, "save_every": s}
+        for e, b, s in ((9, 8, 1), (9, 8, 2), (9, 7, 1), (5, 8, 1))
+    ]
+    assert labels("b", *sizes)[:2] == [
+        *("epochs 9, batch_size 8, save_every 1", "epochs 9, batch_size 8, save_every 2"),
+    ]
+    assert labels("c", *sizes[1:])[0] == "epochs 9, batch_size 8 and 1 more"
+
+
 def test_files_of_results_are_runs(tmp_path):
     paths = sorted((ROOT / "results" / "runs").glob("*.json"))
     # the faithful recipes (a variant's name has a dash); dilated is tested on augmented images
