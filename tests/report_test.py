@@ -99,6 +99,8 @@ def test_page_holds_all_pictures_and_numbers(run, tmp_path):
         "model.name",
         "not a git checkout",
         "5 kernels of 3 x 3 pixels",
+        "label smoothing of 0.1, the test loss does not",
+        "of epoch 3, whose test loss was lowest.\n",
     ):
         assert text in page, text
     assert "<b>made up</b>" not in page  # escaped
@@ -128,6 +130,14 @@ def test_outputs_that_are_not_finite_do_no_harm(run, tmp_path):
     assert "no class<br>(NaN)" in page
     [unclassed] = re.findall(r'"unclassed": (\[.*?\])', page)
     assert sum(json.loads(unclassed)) == 2
+
+
+def test_a_checkpoint_chosen_on_the_test_images_says_so(run, tmp_path):
+    run["result"]["best"] = {**run["result"]["best"], "epoch": 2}
+    run["result"]["last"] = {**run["result"]["last"], "accuracy": 54.25}
+    report.write_report(tmp_path, **run)
+    page = (tmp_path / "index.html").read_text()
+    assert "chosen on these same images; top-1 after the last epoch is 54.25 %.\n" in page
 
 
 def test_one_epoch(run, tmp_path):
