@@ -182,11 +182,8 @@ def draw_per_class(per_class):
     axes = figure.subplots()
     bars = axes.bar(names, values, color=TRAIN_COLOR, width=0.72)
     if len(names) <= MANY:
-        told, within = [f"{value:.1f}" for value in values], [value > 8 for value in values]
-        inside, above = (
-            [text if here == of else "" for text, here in zip(told, within, strict=True)]
-            for of in (True, False)
-        )
+        inside = [f"{value:.1f}" if value > 8 else "" for value in values]  # where there is room
+        above = ["" if text else f"{v:.1f}" for text, v in zip(inside, values, strict=True)]
         axes.bar_label(bars, inside, label_type="center", color="white", fontsize=9)
         axes.bar_label(bars, above, padding=2, fontsize=9)
     mean = float(np.mean(values))

@@ -62,13 +62,18 @@ def status():
     if not any("NVIDIA" in device for device in accuracies + speeds):
         text += "; nothing has been measured on a GPU yet"
     begun = [
-        f"`{name}{recipe and ':'}{recipe}`"
+        f"`{title(name, recipe)}`"
         for (name, recipe), group in runs_by_recipe().items()
         if group and all(run["epochs"] < run["epochs_planned"] for run in group)
     ]
     if begun:
         text += f". Begun only, which says nothing of where they end: {', '.join(begun)}"
     return f"{text}."
+
+
+def title(name, recipe):
+    """A system's recipe as --config names it: vgg, vgg:tuned."""
+    return f"{name}{recipe and ':'}{recipe}"
 
 
 def devices_of(found):
@@ -90,11 +95,11 @@ def results():
             f"| {original['accuracy']:.2f}{original.get('note', '')} | | | | |"
         )
         for recipe in RECIPES:
-            title = f"ours, `:{recipe}`" if recipe else "the original's, here"
+            whose = f"ours, `:{recipe}`" if recipe else "the original's, here"
             rows = ours(runs[name, recipe])
             if not rows and recipe != "short":
                 rows = [["", "not yet measured", *[""] * 4]]
-            lines += [f"| | {title} | {' | '.join(row)} |" for row in rows]
+            lines += [f"| | {whose} | {' | '.join(row)} |" for row in rows]
     lines += [
         "",
         "Accuracy on the 10,000 test images after the last epoch, over several seeds the mean, "
@@ -156,7 +161,7 @@ def classes():
                 means = [sum(r["per_class"][c] for r in far) / len(far) for c in names]
                 top5 = sum(r["test"]["top5"] for r in far) / len(far)
                 lines.append(
-                    f"| {name}{recipe and ':'}{recipe} | {far[0]['epochs']:g} of "
+                    f"| {title(name, recipe)} | {far[0]['epochs']:g} of "
                     f"{far[0]['epochs_planned']:g} | {top5:.2f} "
                     f"| {' | '.join(f'{x:.1f}' for x in means)} |"
                 )
@@ -177,7 +182,7 @@ def sources():
             sessions = [run, *run.get("resumed", [])]
             commits = dict.fromkeys(short_commit(session["commit"]) for session in sessions)
             lines.append(
-                f"| {name}{recipe and ':'}{recipe} | {run['seed']} "
+                f"| {title(name, recipe)} | {run['seed']} "
                 f"| {run['epochs']:g} of {run['epochs_planned']:g} | {place(run)} | {versions} "
                 f"| {', then '.join(commits)} |"
             )
