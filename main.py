@@ -8,6 +8,8 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from cifar_jax import usage
+
 ACTIONS = {  # mode: the function, its module of cifar_jax imported only for that mode
     "train": "train:train_and_evaluate",
     "evaluate": "train:evaluate",
@@ -45,31 +47,21 @@ def parse(argv):
         if rest[1:]:
             raise ValueError(f"unexpected argument {rest[1]!r}")
     except Exception as error:  # what the parsers of values raise is not told
-        from cifar_jax import usage
-
-        refuse(usage.explain(error))
+        usage.refuse(usage.explain(error))
     return rest
-
-
-def refuse(text):
-    """Say what is wrong with the input in one line and leave with code 2."""
-    print("main.py:", " ".join(str(text).split()), file=sys.stderr)
-    sys.exit(2)
 
 
 def main(_):
     logging.set_verbosity(logging.ERROR)  # Orbax logs a page a save
-    from cifar_jax import InputError, compilation, sharding
-
-    compilation.enable_cache()
     more = {"predict": [IMAGES, JSON], "export": [FORMAT], "import": [WEIGHTS]}.get(MODE.value, [])
-    try:
+    with usage.exit_codes():
+        from cifar_jax import compilation, sharding
+
+        compilation.enable_cache()
         with sharding.job(JOB.value):
             action = pkgutil.resolve_name(f"cifar_jax.{ACTIONS[MODE.value]}")
             gc.freeze()  # what is imported stays: no collection need walk it again
             result = action(CONFIG.value, WORKDIR.value, *(flag.value for flag in more))
-    except InputError as error:
-        refuse(error)
     if MODE.value in ("train", "seeds", "search"):
         sys.exit({"done": 0, "stopped": 0, "diverged": 3, "interrupted": 75}[result["status"]])
 

@@ -1,16 +1,36 @@
-"""What is wrong with a command line, in one sentence that says what may have been meant."""
+"""What is wrong with a command line, in one sentence that says what may have been meant, and how a
+program ends upon it."""
 
+import contextlib
 import difflib
 import pathlib
 import re
+import sys
 
-from cifar_jax import meant, one_line
+from cifar_jax import InputError, meant, one_line
 
 KINDS = {  # what the parsers of values say: what they wanted
     "int()": "a whole number",
     "to float": "a number",
     "Non-boolean": "True or False",
 }
+
+
+@contextlib.contextmanager
+def exit_codes():
+    """While entered, bad input ends the program with code 2 and one line, Ctrl-C with code 130."""
+    try:
+        yield
+    except InputError as error:
+        refuse(error)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def refuse(text):
+    """End the program with code 2 and one line on stderr that begins with its name."""
+    print(f"{pathlib.Path(sys.argv[0]).name}: {one_line(text)}", file=sys.stderr)
+    sys.exit(2)
 
 
 def explain(error):

@@ -30,7 +30,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave PyTorch
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from cifar_jax import InputError, first_line, report, timing  # noqa: E402
+from cifar_jax import InputError, first_line, report, timing, usage  # noqa: E402
 from cifar_jax import workdir as files  # noqa: E402
 from cifar_jax.exchange import load_torch_twin  # noqa: E402
 from cifar_jax.experiment import make_experiment  # noqa: E402
@@ -54,11 +54,9 @@ KINDS = {
 
 def main():
     args = parse()
-    try:
+    with usage.exit_codes():
         use(args.device)
         benchmark(args, out_file(args.out, ""), twin_or_none())
-    except InputError as error:
-        refuse(error)
 
 
 def parse():
@@ -87,22 +85,16 @@ def parse():
         values = getattr(args, field).split(",")
         unknown = [value for value in values if value not in known]
         if unknown:
-            refuse(f"--{field}: unknown {unknown[0]!r}; choose of {', '.join(known)}")
+            usage.refuse(f"--{field}: unknown {unknown[0]!r}; choose of {', '.join(known)}")
         setattr(args, field, values)
     args.batch = args.batch.split(",")
     if not all(b == "recipe" or (b.isdigit() and int(b)) for b in args.batch):
-        refuse(f"--batch: {','.join(args.batch)} is not 'recipe' or numbers of at least 1")
+        usage.refuse(f"--batch: {','.join(args.batch)} is not 'recipe' or numbers of at least 1")
     if args.rounds < 1:
-        refuse("--rounds must be at least 1")
+        usage.refuse("--rounds must be at least 1")
     if not 0 <= args.task_seconds < float("inf"):
-        refuse("--task-seconds must be a finite number of at least 0")
+        usage.refuse("--task-seconds must be a finite number of at least 0")
     return args
-
-
-def refuse(text):
-    """End with exit code 2 and one line on stderr that begins with the script's name."""
-    print(f"{pathlib.Path(sys.argv[0]).name}:", " ".join(str(text).split()), file=sys.stderr)
-    sys.exit(2)
 
 
 def use(device):

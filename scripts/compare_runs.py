@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from cifar_jax import InputError, metrics, page, significance  # noqa: E402
+from cifar_jax import InputError, metrics, page, significance, usage  # noqa: E402
 from cifar_jax import workdir as files  # noqa: E402
 from cifar_jax.workdir import short_commit  # noqa: E402
 
@@ -396,8 +396,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    try:
+    with usage.exit_codes():
         main(sys.argv[1:])
-    except InputError as error:
-        print("compare_runs.py:", " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)

@@ -64,6 +64,10 @@ import tarfile
 import time
 
 ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from cifar_jax import usage  # noqa: E402
+
 GRACE = 20  # seconds that a job has after SIGTERM
 LEAST = 20  # seconds: with less left a job is not begun
 NEEDED = ("jax", "flax", "optax", "orbax", "ml_collections", "scipy", "safetensors")
@@ -93,9 +97,9 @@ def jobs(args, folder):
         command += [f"--measure={measure}"]
         return Job(name, [*command, *more], seconds)
 
-    def recipe(name, seconds, *more):
+    def recipe(name, seconds, *more, job=None):
         system, colon, variant = name.partition(":")
-        name = f"{system}-{variant}" if variant else system
+        name = job or (f"{system}-{variant}" if variant else system)
         where = [f"--config=configs/{system}.py{colon}{variant}", f"--workdir={folder / name}"]
         where += ["--config.save_every=8"] * bool(variant) + [*more]
         if args.quick:  # two steps on the embedded digits
@@ -130,6 +134,7 @@ def jobs(args, folder):
         recipe(
             *(slowest(folder.parent), 40, low, plain),
             *("--config.profile=True", "--config.stop_after=0.01"),
+            job="profile",
         ),
         runs("speedrun-96", 150, 3, "--config=configs/speedrun.py:96"),
         benchmark("benchmark_start", 90, "--dtypes=bfloat16", two, measure="start"),
@@ -141,8 +146,6 @@ def jobs(args, folder):
         *(recipe(f"{name}:tuned", 60, low, plain) for name in tuned),
         benchmark("benchmark_512", 200, "--batch=512", order),
     ]
-    second[0].name = "profile"
-    second[0].command += [f"--workdir={folder / 'profile'}"]
     chosen = ([Job("tests", pytest, 200)], first, second)[args.part]
     if args.quick:
         for job in chosen:
@@ -231,8 +234,7 @@ def main():
     began = time.monotonic()
     missing = [name for name in NEEDED if not importlib.util.find_spec(name)]
     if missing:
-        print(f"gpu_suite.py: {missing[0]} is not installed; see the file's head", file=sys.stderr)
-        sys.exit(2)
+        usage.refuse(f"{missing[0]} is not installed; see the file's head")
     out = pathlib.Path(args.out or os.environ.get("OUT") or ROOT / "runs" / "gpu_suite").absolute()
     folder = ROOT / "runs" / "gpu_suite" / f"part{args.part}"
     folder.mkdir(parents=True, exist_ok=True)

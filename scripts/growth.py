@@ -13,9 +13,9 @@ import sys
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from benchmark import out_file, provenance, refuse, use, versions  # noqa: E402
+from benchmark import out_file, provenance, use, versions  # noqa: E402
 
-from cifar_jax import InputError, compilation, timing  # noqa: E402
+from cifar_jax import compilation, timing, usage  # noqa: E402
 from cifar_jax import workdir as files  # noqa: E402
 from cifar_jax.experiment import make_experiment  # noqa: E402
 from cifar_jax.flops import forward_macs  # noqa: E402
@@ -32,14 +32,12 @@ def main():
     parser.add_argument("--quick", action="store_true", help="2 rounds, to twice the size only")
     args = parser.parse_args()
     if args.rounds < 1:
-        refuse("--rounds must be at least 1")
+        usage.refuse("--rounds must be at least 1")
     if args.quick:
         args.rounds = 2
-    try:
+    with usage.exit_codes():
         use(args.device)
         growth(args, out_file(args.out, "_growth"))
-    except InputError as error:
-        refuse(error)
 
 
 def growth(args, out):

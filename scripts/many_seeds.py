@@ -18,7 +18,7 @@ import time
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from cifar_jax import InputError  # noqa: E402
+from cifar_jax import InputError, usage  # noqa: E402
 from cifar_jax import workdir as files  # noqa: E402
 from cifar_jax.seeds import STRATEGIES  # noqa: E402
 from cifar_jax.significance import interval  # noqa: E402
@@ -137,8 +137,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    try:
+    with usage.exit_codes():
         main(sys.argv[1:])
-    except InputError as error:
-        print("many_seeds.py:", " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 import jax  # noqa: E402
 
-from cifar_jax import InputError, compilation, timing  # noqa: E402
+from cifar_jax import InputError, compilation, timing, usage  # noqa: E402
 from cifar_jax import workdir as files  # noqa: E402
 from cifar_jax.experiment import check_seeds, make_experiment  # noqa: E402
 from cifar_jax.provenance import device_name, environment  # noqa: E402
@@ -185,8 +185,5 @@ def speedrun(arguments):
 
 
 if __name__ == "__main__":
-    try:
+    with usage.exit_codes():
         speedrun(parse(sys.argv[1:]))
-    except InputError as error:
-        print("speedrun.py:", " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)

@@ -103,6 +103,12 @@ def test_struck_and_started_again(moment, reference, program, tmp_path):
     assert_same_run(tmp_path / "run", reference)
 
 
+def test_ctrl_c_before_training_ends_without_a_traceback(program, tmp_path):
+    fault = functools.partial(strike, "data", 1, before=send(SIGINT))
+    _, err = finish(program(*QUICK, f"--workdir={tmp_path}/run", fault=fault), code=130)
+    assert err == ""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("signum, step", [(SIGTERM, 19), (SIGKILL, 0)])
 def test_checkpoints_lie_as_far_apart_as_asked(signum, step, reference, program, tmp_path):
