@@ -1,6 +1,8 @@
 """Two processes of two virtual devices each as one job on the loopback; see sharding.job."""
 
 import fcntl
+import functools
+import json
 import os
 import shutil
 import signal
@@ -44,12 +46,12 @@ def job(cache):
         process.communicate()
 
 
-def the_second_dies():
-    """SIGKILL to the second process when its first call of steps is done: earlier the first one may
-    be waiting to be connected, and learns of the death only after HEARTBEAT_SECONDS, from JAX."""
+def one_dies(index):
+    """SIGKILL to a process when its first call of steps is done: earlier the other one may be
+    waiting to be connected, and learns of the death only after HEARTBEAT_SECONDS, from JAX."""
 
     def die(*args):
-        if jax.process_index() == 1:
+        if jax.process_index() == index:
             jax.block_until_ready(jax.live_arrays())
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -105,7 +107,7 @@ def test_a_signal_to_one_and_the_death_of_one_leave_the_run_as_it_would_have_bee
     stopped = result(workdir)
     assert stopped["status"] == "interrupted" and 18 <= stopped["steps"] < 36
 
-    first, second = job(workdir, fault=the_second_dies)
+    first, second = job(workdir, fault=functools.partial(one_dies, 1))
     wait_for(lambda: second.poll() is not None, first)
     start = time.monotonic()
     out, err = finish(first, code=1)
@@ -118,6 +120,24 @@ def test_a_signal_to_one_and_the_death_of_one_leave_the_run_as_it_would_have_bee
     (out, _), _ = finish_all(job(workdir))
     assert "resuming" in out
     assert_same_run(workdir, whole)
+
+    (told, _), (silence, _) = finish_all(job(workdir, "--mode=evaluate"))
+    evaluated = json.loads((workdir / "evaluation.json").read_text())
+    assert evaluated["accuracy"] == result(workdir)["test"]["accuracy"]
+    assert f"{evaluated['accuracy']:.2f} %" in told and silence == ""
+
+
+@pytest.mark.long
+def test_the_death_of_the_coordinator_ends_the_other_and_the_same_command_goes_on(job, tmp_path):
+    first, second = job(tmp_path / "run", fault=functools.partial(one_dies, 0))
+    wait_for(lambda: first.poll() is not None, second)
+    start = time.monotonic()
+    _, err = second.communicate(timeout=200)
+    # our sentence or JAX's abort, whichever is first
+    assert second.returncode in (1, -signal.SIGABRT) and "Traceback" not in err
+    assert time.monotonic() - start < sharding.HEARTBEAT_SECONDS
+    finish_all(job(tmp_path / "run"))
+    assert result(tmp_path / "run")["status"] == "done"
 
 
 @pytest.mark.slow

@@ -61,11 +61,16 @@ def _parts(m):
 def _weighted(table, arrays):
     """[row of the table, ...]: the sum of `arrays` by each row."""
     rows = len(table), *arrays[0].shape
-    first, *others = (
-        lax.broadcast_in_dim(weights.astype(x.dtype), rows, (0,)) * lax.broadcast(x, rows[:1])
-        for weights, x in zip(table.T, arrays, strict=True)
-    )
-    return sum(others, first)
+
+    def product(weights, x):
+        weights = lax.broadcast_in_dim(weights.astype(x.dtype), rows, (0,))
+        return lax.mul(weights, lax.broadcast(x, rows[:1]))
+
+    return _sum(product(*pair) for pair in zip(table.T, arrays, strict=True))
+
+
+def _sum(arrays):
+    return functools.reduce(lax.add, arrays)  # jnp's operators take longer to trace
 
 
 def _tiles(x, lines, rows_axis, columns_axis):
@@ -113,8 +118,8 @@ def _data_tiles(x, padding, rows, columns, m=2, turned=False):
         inner = [lax.squeeze(pixels(k, 1), [axis + 1]) for k in range(1, m + 1)]
         pairs = _weighted(matrix[1:-1, 1:-1], inner)
         # infinity's polynomial is that of 0 times x: the same weights, one pixel on
-        first, *others = (float(matrix[0, k]) * pixels(k, 2) for k in range(0, m + 1, 2))
-        ends = jnp.moveaxis(sum(others, first), axis + 1, 0)
+        ends = _sum(float(matrix[0, k]) * pixels(k, 2) for k in range(0, m + 1, 2))
+        ends = jnp.moveaxis(ends, axis + 1, 0)
         return pairs, ends[::-1] if turned else ends
 
     return _tiles(x, lines, 1, 3)
