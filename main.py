@@ -8,8 +8,6 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from cifar_jax import usage
-
 ACTIONS = {  # mode: the function, its module of cifar_jax imported only for that mode
     "train": "train:train_and_evaluate",
     "evaluate": "train:evaluate",
@@ -47,6 +45,8 @@ def parse(argv):
         if rest[1:]:
             raise ValueError(f"unexpected argument {rest[1]!r}")
     except Exception as error:  # what the parsers of values raise is not told
+        from cifar_jax import usage
+
         usage.refuse(usage.explain(error))
     return rest
 
@@ -54,6 +54,8 @@ def parse(argv):
 def main(_):
     logging.set_verbosity(logging.ERROR)  # Orbax logs a page a save
     more = {"predict": [IMAGES, JSON], "export": [FORMAT], "import": [WEIGHTS]}.get(MODE.value, [])
+    from cifar_jax import usage
+
     with usage.exit_codes():
         from cifar_jax import compilation, sharding
 

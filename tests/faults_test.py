@@ -103,8 +103,13 @@ def test_struck_and_started_again(moment, reference, program, tmp_path):
     assert_same_run(tmp_path / "run", reference)
 
 
+def ctrl_c_as_the_data_are_read():
+    signal.signal(SIGINT, signal.default_int_handler)  # tests in a shell's background ignore it
+    strike("data", 1, before=send(SIGINT))
+
+
 def test_ctrl_c_before_training_ends_without_a_traceback(program, tmp_path):
-    fault = functools.partial(strike, "data", 1, before=send(SIGINT))
+    fault = ctrl_c_as_the_data_are_read
     _, err = finish(program(*QUICK, f"--workdir={tmp_path}/run", fault=fault), code=130)
     assert err == ""
 
