@@ -19,6 +19,7 @@ import importlib
 import importlib.metadata
 import os
 import pathlib
+import statistics
 import sys
 import tempfile
 import time
@@ -67,6 +68,7 @@ def parse():
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--measure", default="speed,start", help="joined by commas")
     parser.add_argument("--rounds", type=int, default=5, help="of timing, every form once in each")
+    parser.add_argument("--starts", type=int, default=1, help="rounds of starts")
     parser.add_argument("--task-seconds", type=float, default=0.0, help="of rounds, at least")
     parser.add_argument("--no-compiled", action="store_true", help="leave torch.compile out")
     parser.add_argument("--data-dir", help="CIFAR-10; else random pixels, which take as long")
@@ -90,8 +92,9 @@ def parse():
     args.batch = args.batch.split(",")
     if not all(b == "recipe" or (b.isdigit() and int(b)) for b in args.batch):
         usage.refuse(f"--batch: {','.join(args.batch)} is not 'recipe' or numbers of at least 1")
-    if args.rounds < 1:
-        usage.refuse("--rounds must be at least 1")
+    for field in ("rounds", "starts"):
+        if getattr(args, field) < 1:
+            usage.refuse(f"--{field} must be at least 1")
     if not 0 <= args.task_seconds < float("inf"):
         usage.refuse("--task-seconds must be a finite number of at least 0")
     return args
@@ -242,8 +245,9 @@ def measure_speed(args, entry, config, sizes, twin, processes):
 
 
 def measure_start(args, entry, config, sizes, twin, _):
-    """Add start.FORM: first_step {cold, warm} in seconds and peak_memory in bytes, at the smallest
-    of the batch sizes; each figure from a fresh process. Yields after each form."""
+    """Add start.FORM: first_step {cold, warm} in seconds, medians of args.starts `rounds`, and
+    peak_memory in bytes, at the smallest of the batch sizes; each from a fresh process. Yields
+    after each form."""
     batch_size = batch_sizes(args, config)[0]
     with_torch = make_sides(config, batch_size, sizes, twin).twin is not None
     config.batch_size = batch_size
@@ -251,19 +255,23 @@ def measure_start(args, entry, config, sizes, twin, _):
     for name in timing.form_names(args.dtypes, not args.no_compiled, with_torch):
         kind, dtype = name.split(" ")
         config.model.dtype = dtype if kind == "jax" else "float32"  # PyTorch's: autocast
-        with tempfile.TemporaryDirectory() as cache:
-            variables = {
-                "JAX_COMPILATION_CACHE_DIR": cache,
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-                "TORCHINDUCTOR_CACHE_DIR": cache,
-            }
-            steps = {}
-            for state in ("cold", "warm") if kind != "torch" else ("cold",):  # it keeps nothing
-                with OwnProcess(variables) as process:
-                    found = process(timing.fresh_start, config.to_dict(), name, sizes)
-                steps[state] = found["first_step"]
+        rounds = []
+        for _ in range(args.starts):
+            with tempfile.TemporaryDirectory() as cache:
+                variables = {
+                    "JAX_COMPILATION_CACHE_DIR": cache,
+                    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+                    "TORCHINDUCTOR_CACHE_DIR": cache,
+                }
+                rounds.append({})
+                for state in ("cold", "warm") if kind != "torch" else ("cold",):  # keeps nothing
+                    with OwnProcess(variables) as process:
+                        found = process(timing.fresh_start, config.to_dict(), name, sizes)
+                    rounds[-1][state] = found["first_step"]
+        steps = {state: statistics.median(r[state] for r in rounds) for state in rounds[0]}
         entry.setdefault("start", {})[name] = {
             "first_step": steps,
+            "rounds": rounds,
             "peak_memory": found["peak_memory"],
         }
         print(f"{name}: first step after {steps}", flush=True)
@@ -361,7 +369,9 @@ def markdown(result):
         for dtype, values in result["peaks"].items()
     )
     speed = "speed" in result["settings"]["measure"]
-    how = f"{rounds(result['settings'])}, medians" if speed else "each figure measured once"
+    starts = result["settings"].get("starts", 1)  # not in older files
+    once = "each figure measured once" if starts == 1 else f"medians of {starts} starts"
+    how = f"{rounds(result['settings'])}, medians" if speed else once
     lines = [
         f"{result['device']}; {how}; {result['data']}; "
         + (f"peak of a matrix product: {peak}; " if speed else "")
@@ -395,7 +405,7 @@ def markdown(result):
             "",
             "Seconds to the first training step in a fresh process, imports aside, with an empty "
             "and with a filled compilation cache; peak memory beyond data and libraries (on a GPU "
-            "for JAX with the data), MiB; one process each:",
+            "for JAX with the data), MiB; a process each:",
             "",
             "| family, batch | form | empty | filled | memory |",
             "|---|---|--:|--:|--:|",

@@ -1,5 +1,7 @@
 """The counter of FLOPs, the parts of the timing, and scripts/benchmark.py as it is run."""
 
+import argparse
+import contextlib
 import importlib
 import json
 import math
@@ -22,6 +24,10 @@ from cifar_jax.flops import by_layer, forward_macs, macs
 from cifar_jax.models import MODELS, create_model
 from cifar_jax.models.layers import Conv, Dense, avg_pool, max_pool
 from configs import quickstart
+
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import benchmark  # noqa: E402
 
 
 def convolution(size, channels, features, k=3):
@@ -202,6 +208,28 @@ def script(*arguments):
 
 
 @pytest.mark.long
+def test_first_steps_are_medians_of_rounds_with_a_cache_each(monkeypatch):
+    seconds, caches = iter([20.0, 6.0, 10.0, 4.0, 30.0, 5.0]), []
+
+    class Process(contextlib.nullcontext):
+        def __call__(self, function, config, name, sizes):
+            caches.append(self.enter_result["JAX_COMPILATION_CACHE_DIR"])
+            return {"first_step": next(seconds), "peak_memory": 7}
+
+        def __enter__(self):
+            return self
+
+    monkeypatch.setattr(benchmark, "OwnProcess", Process)
+    monkeypatch.setattr(benchmark, "make_sides", lambda *args: argparse.Namespace(twin=None))
+    args = argparse.Namespace(starts=3, dtypes=["float32"], no_compiled=True, batch=["32"])
+    entry = {}
+    list(benchmark.measure_start(args, entry, quickstart.get_config(), None, None, None))
+    (found,) = entry["start"].values()
+    assert found["first_step"] == {"cold": 20.0, "warm": 5.0} and found["peak_memory"] == 7
+    assert [r["warm"] for r in found["rounds"]] == [6.0, 4.0, 5.0]
+    assert caches[::2] == caches[1::2] and len({*caches}) == 3
+
+
 def test_quick_benchmark_measures_both_sides(tmp_path):
     out = tmp_path / "new" / "cpu.json"
     done = script("scripts/benchmark.py", "--quick", "--families=resnet", f"--out={out}")
@@ -252,6 +280,7 @@ def test_quick_growth_counts_the_work_exactly(tmp_path):
         ("benchmark.py", ("--dtypes=int4",), "unknown 'int4'"),
         ("benchmark.py", ("--batch=recipe,0",), "numbers of at least 1"),
         ("benchmark.py", ("--rounds=0",), "--rounds must be at least 1"),
+        ("benchmark.py", ("--starts=0",), "--starts must be at least 1"),
         ("benchmark.py", ("--task-seconds=inf",), "--task-seconds must be a finite number"),
         ("benchmark.py", ("--device=gpu", "--quick"), "no gpu here"),
         ("growth.py", ("--rounds=0",), "--rounds must be at least 1"),
