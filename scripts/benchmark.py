@@ -255,7 +255,7 @@ def measure_start(args, entry, config, sizes, twin, _):
     for name in timing.form_names(args.dtypes, not args.no_compiled, with_torch):
         kind, dtype = name.split(" ")
         config.model.dtype = dtype if kind == "jax" else "float32"  # PyTorch's: autocast
-        rounds = []
+        seconds = []
         for _ in range(args.starts):
             with tempfile.TemporaryDirectory() as cache:
                 variables = {
@@ -263,15 +263,15 @@ def measure_start(args, entry, config, sizes, twin, _):
                     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
                     "TORCHINDUCTOR_CACHE_DIR": cache,
                 }
-                rounds.append({})
+                seconds.append({})
                 for state in ("cold", "warm") if kind != "torch" else ("cold",):  # keeps nothing
                     with OwnProcess(variables) as process:
                         found = process(timing.fresh_start, config.to_dict(), name, sizes)
-                    rounds[-1][state] = found["first_step"]
-        steps = {state: statistics.median(r[state] for r in rounds) for state in rounds[0]}
+                    seconds[-1][state] = found["first_step"]
+        steps = {state: statistics.median(r[state] for r in seconds) for state in seconds[0]}
         entry.setdefault("start", {})[name] = {
             "first_step": steps,
-            "rounds": rounds,
+            "rounds": seconds,
             "peak_memory": found["peak_memory"],
         }
         print(f"{name}: first step after {steps}", flush=True)
@@ -369,11 +369,10 @@ def markdown(result):
         for dtype, values in result["peaks"].items()
     )
     speed = "speed" in result["settings"]["measure"]
-    starts = result["settings"].get("starts", 1)  # not in older files
-    once = "each figure measured once" if starts == 1 else f"medians of {starts} starts"
-    how = f"{rounds(result['settings'])}, medians" if speed else once
     lines = [
-        f"{result['device']}; {how}; {result['data']}; "
+        f"{result['device']}; "
+        + (f"{rounds(result['settings'])}, medians; " if speed else "")
+        + f"{result['data']}; "
         + (f"peak of a matrix product: {peak}; " if speed else "")
         + f"GLIBC_TUNABLES {result['glibc_tunables'] or 'not set'}; "
         f"{versions(result)}.",
@@ -401,11 +400,12 @@ def markdown(result):
         lines.append(f"| {family}, {batch} | {dtype} | {task} | {cells} {ratios}|")
     lines += spread(result)
     if "start" in result["settings"]["measure"]:
+        starts = result["settings"].get("starts", 1)  # not in older files
         lines += [
             "",
             "Seconds to the first training step in a fresh process, imports aside, with an empty "
-            "and with a filled compilation cache; peak memory beyond data and libraries (on a GPU "
-            "for JAX with the data), MiB; a process each:",
+            f"and with a filled compilation cache{f', medians of {starts}' * (starts > 1)}; peak "
+            "memory beyond data and libraries (on a GPU for JAX with the data) of one process, MiB:",
             "",
             "| family, batch | form | empty | filled | memory |",
             "|---|---|--:|--:|--:|",
