@@ -404,8 +404,9 @@ def markdown(result):
         lines += [
             "",
             "Seconds to the first training step in a fresh process, imports aside, with an empty "
-            f"and with a filled compilation cache{f', medians of {starts}' * (starts > 1)}; peak "
-            "memory beyond data and libraries (on a GPU for JAX with the data) of one process, MiB:",
+            f"and with a filled compilation cache{f', medians of {starts}' * (starts > 1)}; "
+            "peak memory beyond data and libraries (on a GPU for JAX with the data) of one "
+            "process, MiB:",
             "",
             "| family, batch | form | empty | filled | memory |",
             "|---|---|--:|--:|--:|",
