@@ -255,27 +255,33 @@ def measure_start(args, entry, config, sizes, twin, _):
     for name in timing.form_names(args.dtypes, not args.no_compiled, with_torch):
         kind, dtype = name.split(" ")
         config.model.dtype = dtype if kind == "jax" else "float32"  # PyTorch's: autocast
-        seconds = []
-        for _ in range(args.starts):
-            with tempfile.TemporaryDirectory() as cache:
-                variables = {
-                    "JAX_COMPILATION_CACHE_DIR": cache,
-                    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-                    "TORCHINDUCTOR_CACHE_DIR": cache,
-                }
-                seconds.append({})
-                for state in ("cold", "warm") if kind != "torch" else ("cold",):  # keeps nothing
-                    with OwnProcess(variables) as process:
-                        found = process(timing.fresh_start, config.to_dict(), name, sizes)
-                    seconds[-1][state] = found["first_step"]
-        steps = {state: statistics.median(r[state] for r in seconds) for state in seconds[0]}
+        starts = [fresh_starts(config, name, sizes) for _ in range(args.starts)]
+        seconds = [{state: x["first_step"] for state, x in start.items()} for start in starts]
+        steps = {state: statistics.median(x[state] for x in seconds) for state in seconds[0]}
         entry.setdefault("start", {})[name] = {
             "first_step": steps,
             "rounds": seconds,
-            "peak_memory": found["peak_memory"],
+            "peak_memory": [*starts[-1].values()][-1]["peak_memory"],
         }
         print(f"{name}: first step after {steps}", flush=True)
         yield
+
+
+def fresh_starts(config, name, sizes):
+    """{"cold", "warm"}: what timing.fresh_start finds in a process of its own with an empty
+    compilation cache, and in a second one with that cache filled. PyTorch eager has only the first:
+    it keeps nothing."""
+    with tempfile.TemporaryDirectory() as cache:
+        variables = {
+            "JAX_COMPILATION_CACHE_DIR": cache,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+            "TORCHINDUCTOR_CACHE_DIR": cache,
+        }
+        states, found = ("cold",) if name.startswith("torch ") else ("cold", "warm"), {}
+        for state in states:
+            with OwnProcess(variables) as process:
+                found[state] = process(timing.fresh_start, config.to_dict(), name, sizes)
+    return found
 
 
 def raise_peaks(peaks, processes):
