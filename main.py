@@ -65,6 +65,8 @@ def main(_):
             gc.freeze()  # what is imported stays: no collection need walk it again
             result = action(CONFIG.value, WORKDIR.value, *(flag.value for flag in more))
     if MODE.value in ("train", "seeds", "search"):
+        if result["status"] == "interrupted":
+            print("interrupted; the same command goes on from there")
         sys.exit({"done": 0, "stopped": 0, "diverged": 3, "interrupted": 75}[result["status"]])
 
 

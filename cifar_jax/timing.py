@@ -183,6 +183,7 @@ def _torch_form(sides, dtype, task, steps, compiled):
     torch = sides.twin.torch
     made = time.perf_counter()
     recipe = sides.make_recipe(start, dtype, compiled)
+    recipe.freeze = {}  # nothing freezes in JAX's timed steps either, however many there are
     setup = time.perf_counter() - made
 
     def train():

@@ -59,9 +59,7 @@ def train_and_evaluate(config, workdir):
             "(config.optim.clip_norm) or go on with --config.on_nonfinite=rollback",
             file=sys.stderr,
         )
-    elif status == "interrupted":
-        print(f"interrupted at step {result['steps']}; the same command goes on from there")
-    else:
+    elif status != "interrupted":
         epochs, best = result["epochs"], result["best"]["epoch"]
         of = "" if best == epochs else f" (of epoch {best:g}, whose evaluation loss was lowest)"
         print(f"{status} at epoch {epochs:g}: test {result['test']['accuracy']:.2f} %{of}")

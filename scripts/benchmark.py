@@ -163,8 +163,10 @@ def measure(args, out, twin, processes):
     result["data"] = "CIFAR-10" if args.data_dir else f"random pixels, {sizes['train']} images"
     if args.quick:
         result["data"] += "; narrow networks: these figures say nothing about speed"
-    result["peaks"], result["families"] = {dtype: {} for dtype in args.dtypes}, {}
-    raise_peaks(result["peaks"], processes)
+    result["families"] = {}
+    if "speed" in args.measure:
+        result["peaks"] = {dtype: {} for dtype in args.dtypes}
+        raise_peaks(result["peaks"], processes)
     for name, function in (("speed", measure_speed), ("start", measure_start)):
         for family in args.families if name in args.measure else ():
             if time.monotonic() - args.began > args.seconds:
@@ -173,7 +175,8 @@ def measure(args, out, twin, processes):
             entry = result["families"].setdefault(family, {})
             print(f"{family}: {name}", flush=True)
             try:
-                raise_peaks(result["peaks"], processes)
+                if name == "speed":
+                    raise_peaks(result["peaks"], processes)
                 config = family_config(family, args)
                 for _ in function(args, entry, config, sizes, twin, processes):
                     set_shares(result)
@@ -370,11 +373,11 @@ def markdown(result):
     names = {name.split(" ")[0] for *_, timed in measured for name in timed}
     kinds = [kind for kind in KINDS if kind in names]
     theirs = [kind for kind in kinds if kind.startswith("torch")]
+    speed = "speed" in result["settings"]["measure"]
     peak = "; ".join(
         f"{dtype} {max(values.values()) / 1e12:.2f} TFLOP/s"
-        for dtype, values in result["peaks"].items()
+        for dtype, values in (result["peaks"] if speed else {}).items()
     )
-    speed = "speed" in result["settings"]["measure"]
     lines = [
         f"{result['device']}; "
         + (f"{rounds(result['settings'])}, medians; " if speed else "")

@@ -6,9 +6,9 @@ last. OUT is --out, else $OUT, else runs/gpu_suite. Nothing is begun that cannot
 --seconds; a job that outlasts its share gets SIGTERM, upon which training saves and writes its
 result.json.
 
-    part 0   the GPU's tests, which need no data
-    part 1   the speedrun, 25 runs; benchmark in bfloat16 at the recipe's batch, PyTorch eager and
-             compiled; resnet and its tuned recipe
+    part 0   a probe of what programs need of the machine; the GPU's tests; neither needs data
+    part 1   the speedrun, 25 runs; resnet and its tuned recipe; benchmark in bfloat16 at the
+             recipe's batch, PyTorch eager and compiled
     part 2   a profile of the family with the smallest share of the peak; speedrun:96; time to the
              first step and memory; benchmark in float32; the other systems and their tuned recipes
              on the whole data, as far as they come; benchmark at 512 images
@@ -33,18 +33,20 @@ Here, in the repository, once (.whl and .carry are ignored by git):
     python3 ../shared/data/cifar10/unpack.py --parts .carry
     cp ../shared/data/cifar10/unpack.py .carry/part1
 
-Then three commands for the device tool, at once after each other (it stays warm for 30 s):
+Then three commands for the device tool, at once after each other (it stays warm for 30 s). Where
+the probe fails for want of libdevice or ptxas, export CUDA_ROOT, the folder above nvcc's:
 
     1  carry .carry/part0 and .whl:
        mkdir -p /tmp/c && cp .carry/part0/* /tmp/c &&
        python3 -m pip install -q --no-index --no-deps --target /tmp/site .whl/*.whl &&
        export PYTHONPATH=/tmp/site CIFAR_JAX_COMMIT=(what git rev-parse HEAD says here) &&
-       python3 scripts/gpu_suite.py --part 0 --seconds 180
+       python3 scripts/gpu_suite.py --part 0 --seconds 380
     2  carry .carry/part1:
        cp .carry/part1/* /tmp/c && python3 /tmp/c/unpack.py /tmp/cifar &&
        the same exports && python3 scripts/gpu_suite.py --part 1 --data-dir /tmp/cifar
     3  with what is left:
        the same exports && python3 scripts/gpu_suite.py --part 2 --data-dir /tmp/cifar --seconds N
+       (N is 550 at most: the tool kills what runs for longer than 600 s)
 
 Without --data-dir the jobs that need the images are left out; the others use random ones. What
 comes back belongs in results/: speedrun.json in speedrun/, benchmark_*.json in benchmarks/.
@@ -72,6 +74,20 @@ GRACE = 20  # seconds that a job has after SIGTERM
 LEAST = 20  # seconds: with less left a job is not begun
 NEEDED = ("jax", "flax", "optax", "orbax", "ml_collections", "scipy", "safetensors")
 NEEDED += ("matplotlib", "jinja2", "tqdm")
+PROBE = """
+import importlib.metadata, jax, jax.numpy as jnp, optax.contrib
+for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "torch"):
+    print(name, importlib.metadata.version(name))
+optax.contrib.muon(1e-3)
+x = jnp.ones((8, 32, 32, 16), "bfloat16")
+kernel = jnp.ones((3, 3, 16, 16), "bfloat16")
+convolve = lambda k: jax.lax.conv_general_dilated(
+    x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")).astype("float32").sum()
+print(jax.jit(lambda x: jnp.log(x) + jnp.tanh(x) + x**x)(2.0))
+print(jnp.linalg.eigh(jnp.eye(27))[0].sum())
+print(jax.jit(jax.grad(convolve))(kernel).astype("float32").mean())
+print(*jax.devices(), "compile and run")
+"""
 
 
 @dataclasses.dataclass
@@ -82,6 +98,7 @@ class Job:
     command: list
     seconds: float
     needs: tuple = ()  # files without which it is left out
+    stop: int = signal.SIGTERM  # what ends it when its share is over
 
 
 def jobs(args, folder):
@@ -101,7 +118,7 @@ def jobs(args, folder):
         system, colon, variant = name.partition(":")
         name = job or (f"{system}-{variant}" if variant else system)
         where = [f"--config=configs/{system}.py{colon}{variant}", f"--workdir={folder / name}"]
-        where += ["--config.save_every=8"] * bool(variant) + [*more]
+        where += ["--config.save_every=8", *more]
         if args.quick:  # two steps on the embedded digits
             small = ("data.name=digits", "batch_size=16", "eval.batch_size=16", "stop_after=0.02")
             where += [f"--config.{field}" for field in small]
@@ -118,35 +135,55 @@ def jobs(args, folder):
         return Job(name, command, seconds, () if args.quick else (args.data_dir,))
 
     low = "--config.model.dtype=bfloat16"
-    order = "--families=resnet,airbench,vgg,mixture,convnet,dilated"
-    # by name: to collect the others takes packages that a lent machine lacks
-    pytest = [python, "-m", "pytest", "-vv", "-p", "no:cacheprovider", "tests/gpu_test.py"]
-    first = [
-        runs("speedrun", 150, 25),
-        benchmark("benchmark_bfloat16", 170, "--dtypes=bfloat16", "--batch=recipe", order),
-        recipe("resnet", 115),
-        recipe("resnet:tuned", 115, low),
+    # by name: to collect the others takes packages that a lent machine lacks; a warning that only
+    # a GPU brings fails no test
+    pytest = [python, "-m", "pytest", "-vv", "-W", "default", "-p", "no:cacheprovider"]
+    zeroth = [
+        Job("probe", [python, "-c", PROBE], 60),
+        Job("tests", [*pytest, "tests/gpu_test.py"], 280, stop=signal.SIGINT),  # tells what failed
     ]
-    two = "--families=resnet,airbench"
+
+    def order(*families):  # the time may end before the last: each job has others there
+        return f"--families={','.join(families)}"
+
+    first = [
+        runs("speedrun", 140, 25),
+        recipe("resnet", 90),
+        recipe("resnet:tuned", 90, low),
+        benchmark(
+            *("benchmark_bfloat16", 300, "--dtypes=bfloat16", "--batch=recipe"),
+            order("resnet", "airbench", "vgg", "mixture", "convnet", "dilated"),
+        ),
+    ]
     plain = "--config.report=False"  # what comes back from a lent machine may be 16 MiB
     tuned = ("mixture", "dilated", "vgg", "convnet")
     second = [
         recipe(
-            *(slowest(folder.parent), 40, low, plain),
+            *(slowest(folder.parent), 75, low, plain),
             *("--config.profile=True", "--config.stop_after=0.01"),
             job="profile",
         ),
         runs("speedrun-96", 150, 3, "--config=configs/speedrun.py:96"),
-        benchmark("benchmark_start", 90, "--dtypes=bfloat16", two, measure="start"),
-        benchmark("benchmark_float32", 150, "--dtypes=float32", "--batch=recipe", order),
+        benchmark(
+            *("benchmark_start", 150, "--dtypes=bfloat16"),
+            order("resnet", "airbench"),
+            measure="start",
+        ),
+        benchmark(
+            *("benchmark_float32", 150, "--dtypes=float32", "--batch=recipe"),
+            order("dilated", "convnet", "mixture", "vgg", "resnet", "airbench"),
+        ),
         recipe("convnet", 120, plain),
         recipe("mixture", 80, plain),
         recipe("vgg", 120, plain),
         recipe("dilated", 120, plain),
         *(recipe(f"{name}:tuned", 60, low, plain) for name in tuned),
-        benchmark("benchmark_512", 200, "--batch=512", order),
+        benchmark(
+            *("benchmark_512", 200, "--batch=512"),
+            order("vgg", "mixture", "convnet", "dilated", "airbench"),  # resnet's recipe has 512
+        ),
     ]
-    chosen = ([Job("tests", pytest, 200)], first, second)[args.part]
+    chosen = (zeroth, first, second)[args.part]
     if args.quick:
         for job in chosen:
             if "benchmark" in job.name:
@@ -187,7 +224,7 @@ def run(job, folder, seconds, environment):
         try:
             return f"exit code {process.wait(seconds)}"
         except subprocess.TimeoutExpired:
-            process.terminate()
+            process.send_signal(job.stop)
             try:
                 return f"stopped, exit code {process.wait(GRACE)}"
             except subprocess.TimeoutExpired:
@@ -227,7 +264,7 @@ def main():
     parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu")
     parser.add_argument("--data-dir", help="CIFAR-10")
     parser.add_argument("--out", help="where the archives go")
-    parser.add_argument("--seconds", type=float, default=570, help="for all of the part")
+    parser.add_argument("--seconds", type=float, default=550, help="for all of the part")
     parser.add_argument("--jobs", help="only these, joined by commas")
     parser.add_argument("--quick", action="store_true", help="the same in small")
     args = parser.parse_args()

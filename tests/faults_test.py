@@ -87,7 +87,8 @@ def test_struck_and_started_again(moment, reference, program, tmp_path):
     _, place, call, before, after, code, step = MOMENTS[moment]
     run = (*QUICK, f"--workdir={tmp_path}/run", f"--config.report={place == 'report'}")
     fault = functools.partial(strike, place, call, send(*before), send(*after))
-    finish(program(*run, fault=fault), code=code)
+    told, _ = finish(program(*run, fault=fault), code=code)
+    assert told.endswith("the same command goes on from there\n") == (code == 75)
     if code < 0:
         assert not (tmp_path / "run" / "result.json").exists()
     else:

@@ -5,6 +5,8 @@ import importlib
 import json
 import os
 import pathlib
+import signal
+import subprocess
 import sys
 import tarfile
 import time
@@ -41,18 +43,31 @@ def test_every_command_can_be_parsed(part, quick, tmp_path, monkeypatch):
                 section = config
                 for name in field:
                     section = section[name]  # or KeyError
-        else:
-            assert what == "-m" and (ROOT / rest[-1]).is_file()
+        elif what == "-m":
+            assert (ROOT / rest[-1]).is_file()
 
 
-def test_what_outlasts_its_share_is_stopped_with_its_children(tmp_path, monkeypatch):
+def test_the_probe_runs():
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", gpu_suite.PROBE]
+    out = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    assert out.endswith("compile and run\n") and "optax 0." in out
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_what_outlasts_its_share_is_stopped_with_its_children(stop, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_suite, "LEAST", 5)
     child = "import os, pathlib, time; pathlib.Path('PID').write_text(str(os.getpid()))"
     child = child.replace("PID", str(tmp_path / "pid")) + "; time.sleep(60)"
-    parent = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}])"
-    job = gpu_suite.Job("slow", [sys.executable, "-c", parent + "; time.sleep(60)"], 60)
+    parent = (
+        f"import signal, subprocess, sys, time; signal.signal({int(stop)}, lambda *_: sys.exit(7))"
+    )
+    parent += f"; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+    job = gpu_suite.Job("slow", [sys.executable, "-c", parent], 60, stop=stop)
     end = gpu_suite.run(job, tmp_path, gpu_suite.LEAST, dict(os.environ))
-    assert end.startswith("stopped")
+    assert end == "stopped, exit code 7"
     pid = int((tmp_path / "pid").read_text())
     for _ in range(50):
         status = pathlib.Path(f"/proc/{pid}/status")

@@ -66,7 +66,8 @@ def test_gradients_agree_with_the_cpu(name, rng):
     labels = rng.integers(0, 10, (32, 1))
     model = create_model(name, num_classes=10)
     init = functools.partial(init_state, model=model, tx=optax.identity())
-    state = jax.jit(init)(jax.random.key(1), images=whitened(model, images))
+    # of this key every block of mixture lets most images through
+    state = jax.jit(init)(jax.random.key(3), images=whitened(model, images))
     variables = jax.device_get(state.variables)
     with jax.default_matmul_precision("highest"):
         with jax.default_device(jax.devices("cpu")[0]):

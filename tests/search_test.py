@@ -29,7 +29,8 @@ def test_a_search_that_was_interrupted_goes_on(program, tmp_path):
     process = program(*SMALL, f"--workdir={tmp_path}")
     wait_for(lambda: (tmp_path / "round-0" / "checkpoints").exists(), process)
     process.send_signal(signal.SIGTERM)
-    finish(process, 75)
+    out, _ = finish(process, 75)
+    assert out.endswith("the same command goes on from there\n")
     assert json.loads((tmp_path / "search.json").read_text())["status"] == "interrupted"
     out, _ = finish(program(*SMALL, f"--workdir={tmp_path}"))
     found = json.loads((tmp_path / "search.json").read_text())

@@ -40,7 +40,8 @@ def test_replicas_are_the_runs_by_themselves_bit_for_bit(reference, program, tmp
     log = tmp_path / "many" / "metrics.jsonl"
     wait_for(lambda: log.exists() and log.read_text().count("\n") >= 4, process)
     process.send_signal(signal.SIGTERM)
-    finish(process, 75)
+    out, _ = finish(process, 75)
+    assert out.endswith("the same command goes on from there\n")
     before = json.loads((tmp_path / "many" / "seeds.json").read_text())
     assert before["status"] == "interrupted" and 19 <= before["steps"] < 57
     out, _ = finish(program(*many))

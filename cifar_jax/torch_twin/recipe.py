@@ -121,7 +121,8 @@ class Recipe:
 
     def gradients(self, images, labels):
         """Forward and backward on one batch; leaves the gradients, returns the mean loss."""
-        self.twin.train()
+        if not self.twin.training:  # else it costs a walk over all modules
+            self.twin.train()
         self.optimizer.zero_grad(set_to_none=True)
         device = images.device.type
         with torch.autocast(device, self.autocast) if self.autocast else contextlib.nullcontext():
