@@ -8,6 +8,7 @@ from jax import lax, random
 
 from cifar_jax.augment import flip
 from cifar_jax.metrics import measure, per_example_loss
+from cifar_jax.models.layers import in_pieces
 
 # of a test image: itself; and its mirror image; and of both, two shifts by a pixel
 VIEWS = ("none", "mirror", "multicrop")
@@ -243,9 +244,11 @@ def make_predict(model, *, transform, tta="none"):
     evaluation mode, averaged over the views `tta` (average_views)."""
 
     def predict(state, key, images):
-        return average_views(
-            lambda x: model.apply(state.variables, x, train=False), transform(key, images), tta
-        )
+        def apply(images):
+            return model.apply(state.variables, images, train=False)
+
+        images = transform(key, images)
+        return average_views(lambda views: in_pieces(apply, views), images, tta)
 
     return predict
 

@@ -16,6 +16,7 @@ from cifar_jax.dataset import Dataset
 from cifar_jax.experiment import make_experiment
 from cifar_jax.metrics import Metrics
 from cifar_jax.models import create_model
+from cifar_jax.models.layers import in_pieces
 from cifar_jax.optim import Schedules, constant, make_lookahead, make_optimizer
 from cifar_jax.steps import (
     VIEWS,
@@ -375,6 +376,21 @@ def test_every_image_counts_once_at_any_batch_size(whole, batch_size):
     np.testing.assert_allclose(logits, reference, atol=1e-4)
     rows = np.bincount(dataset.labels, minlength=10)
     np.testing.assert_array_equal(metrics.confusion.sum(1), rows)
+
+
+@pytest.mark.parametrize("batch_size, taken", [(64, 32), (100, 25), (37, 37)])
+def test_one_cpu_evaluates_pieces_of_a_batch(whole, batch_size, taken, monkeypatch):
+    """But whole where that would come to pieces of a few images."""
+    dataset, expected, reference = whole
+    model, _, _, state = setup()
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    sizes = []
+    in_pieces(lambda x: sizes.append(len(x)) or x[:, 0, 0], jnp.zeros((batch_size, 2, 2, 3)))
+    assert sizes == [taken]  # traced once, for all of them
+    evaluate = make_evaluate(model, batch_size=batch_size, transform=NORMALIZE)
+    metrics, logits = evaluate(state, dataset)
+    np.testing.assert_array_equal(metrics.confusion, expected.confusion)
+    np.testing.assert_allclose(logits, reference, atol=1e-4)
 
 
 @pytest.mark.parametrize("tta", VIEWS)
