@@ -118,7 +118,7 @@ def jobs(args, folder):
         system, colon, variant = name.partition(":")
         name = job or (f"{system}-{variant}" if variant else system)
         where = [f"--config=configs/{system}.py{colon}{variant}", f"--workdir={folder / name}"]
-        where += ["--config.save_every=8", *more]
+        where += ["--config.save_every=8"] * bool(variant) + [*more]
         if args.quick:  # two steps on the embedded digits
             small = ("data.name=digits", "batch_size=16", "eval.batch_size=16", "stop_after=0.02")
             where += [f"--config.{field}" for field in small]

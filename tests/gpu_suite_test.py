@@ -1,6 +1,8 @@
 """scripts/gpu_suite.py, which has minutes of a GPU and no second try."""
 
 import argparse
+import ast
+import contextlib
 import importlib
 import json
 import os
@@ -18,6 +20,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import benchmark  # noqa: E402
 import gpu_suite  # noqa: E402
+import results_store  # noqa: E402
 import speedrun  # noqa: E402
 
 
@@ -39,10 +42,13 @@ def test_every_command_can_be_parsed(part, quick, tmp_path, monkeypatch):
             system, _, variant = rest[0].removeprefix("--config=configs/").partition(".py")
             config = importlib.import_module(f"configs.{system}").get_config(variant[1:])
             for override in (x for x in rest if x.startswith("--config.")):
-                field = override.removeprefix("--config.").partition("=")[0].split(".")
-                section = config
-                for name in field:
-                    section = section[name]  # or KeyError
+                field, _, value = override.removeprefix("--config.").partition("=")
+                with contextlib.suppress(ValueError, SyntaxError):
+                    value = ast.literal_eval(value)
+                config.update_from_flattened_dict({field: value})  # or KeyError
+            config = json.loads(config.to_json_best_effort())
+            if not quick and system != "speedrun":  # else results/ would not take what it measured
+                assert results_store.recipe_of(system, config) == variant[1:]
         elif what == "-m":
             assert (ROOT / rest[-1]).is_file()
 
