@@ -90,9 +90,9 @@ def block_diagonal(kernel, groups):
 def convolve(x, kernel, padding, dilation=1, groups=1, bias=None):
     """Stride-1 convolution of x [B, H, W, C] with kernel [k, k, C / groups, O], plus bias [O].
 
-    On a single CPU device by cpu_conv; elsewhere, and for a map of one row or column, by XLA's own.
-    With `in_pieces` all that depends on the backend. Groups and dilation are made into
-    plain convolutions first. Raises ValueError for a map that the kernel does not fit in.
+    On a single CPU device by cpu_conv; elsewhere, and for a map of one row or column, by XLA's own:
+    with in_pieces all that depends on the backend. Groups and dilation are made into plain
+    convolutions first. Raises ValueError for a map that the kernel does not fit in.
     """
     reach = dilation * (kernel.shape[0] - 1) + 1
     if min(x.shape[1:3]) + 2 * padding < reach:
