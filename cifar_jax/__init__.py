@@ -39,5 +39,5 @@ def meant_file(path):
     try:
         beside = itertools.islice(pathlib.Path(path).parent.iterdir(), 10_000)
         return meant(pathlib.Path(path).name, [place.name for place in beside], cutoff=0.8)
-    except OSError:
+    except (OSError, ValueError):  # the latter for a name that no file can have
         return ""

@@ -234,6 +234,7 @@ def test_names_of_folders(watch, tmp_path):
             {
                 "traceback: the home of nobody": "~no-such-user/x",
                 "traceback: a long name": "x" * 300,
+                "traceback: half a character": "\udd00/..",
             },
         )
 
