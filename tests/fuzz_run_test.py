@@ -33,6 +33,7 @@ from cifar_jax import InputError, weights, workdir
 from cifar_jax.checkpoint import Checkpoints, _checksum_of_json
 from cifar_jax.exchange import read_weights
 from cifar_jax.models import create_model
+from configs import base
 from configs.quickstart import get_config
 
 # ------------------------------------------------------------------------------------------------
@@ -162,9 +163,11 @@ def test_files_of_a_run(watch, tmp_path):
         return name, draw(mutated_json(files[name]) | mutated(text))
 
     def fixed(config):
-        """What may not differ; a field that is not there is None."""
+        """What may not differ; a field that is not there is as configs/base.py has it, or None."""
         free = tuple(f".{name}" for name in workdir.FREE_FIELDS)
-        fields = dict(fields_of(config, ""))
+        mine = dict(fields_of(CONFIG, ""))
+        usual = {k: v for k, v in fields_of(base.get_config().to_dict(), "") if k in mine}
+        fields = usual | dict(fields_of(config, ""))
         return {k: v for k, v in fields.items() if v is not None and not k.startswith(free)}
 
     def check(value):
