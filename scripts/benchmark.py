@@ -163,10 +163,7 @@ def measure(args, out, twin, processes):
     result["data"] = "CIFAR-10" if args.data_dir else f"random pixels, {sizes['train']} images"
     if args.quick:
         result["data"] += "; narrow networks: these figures say nothing about speed"
-    result["families"] = {}
-    if "speed" in args.measure:
-        result["peaks"] = {dtype: {} for dtype in args.dtypes}
-        raise_peaks(result["peaks"], processes)
+    result["peaks"], result["families"] = {dtype: {} for dtype in args.dtypes}, {}
     for name, function in (("speed", measure_speed), ("start", measure_start)):
         for family in args.families if name in args.measure else ():
             if time.monotonic() - args.began > args.seconds:
@@ -373,11 +370,12 @@ def markdown(result):
     names = {name.split(" ")[0] for *_, timed in measured for name in timed}
     kinds = [kind for kind in KINDS if kind in names]
     theirs = [kind for kind in kinds if kind.startswith("torch")]
-    speed = "speed" in result["settings"]["measure"]
     peak = "; ".join(
         f"{dtype} {max(values.values()) / 1e12:.2f} TFLOP/s"
-        for dtype, values in (result["peaks"] if speed else {}).items()
+        for dtype, values in result["peaks"].items()
+        if values  # starts alone measure none
     )
+    speed = "speed" in result["settings"]["measure"]
     lines = [
         f"{result['device']}; "
         + (f"{rounds(result['settings'])}, medians; " if speed else "")

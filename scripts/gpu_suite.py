@@ -75,17 +75,18 @@ LEAST = 20  # seconds: with less left a job is not begun
 NEEDED = ("jax", "flax", "optax", "orbax", "ml_collections", "scipy", "safetensors")
 NEEDED += ("matplotlib", "jinja2", "tqdm")
 PROBE = """
-import importlib.metadata, jax, jax.numpy as jnp, optax.contrib
-for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "torch"):
-    print(name, importlib.metadata.version(name))
+import jax, jax.numpy as jnp, optax.contrib
+from cifar_jax.models.layers import convolve
+from cifar_jax.provenance import environment
+for name, version in environment()["versions"].items():
+    print(name, version)
 optax.contrib.muon(1e-3)
 x = jnp.ones((8, 32, 32, 16), "bfloat16")
 kernel = jnp.ones((3, 3, 16, 16), "bfloat16")
-convolve = lambda k: jax.lax.conv_general_dilated(
-    x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")).astype("float32").sum()
+total = lambda kernel: convolve(x, kernel, 1).astype("float32").sum()
 print(jax.jit(lambda x: jnp.log(x) + jnp.tanh(x) + x**x)(2.0))
 print(jnp.linalg.eigh(jnp.eye(27))[0].sum())
-print(jax.jit(jax.grad(convolve))(kernel).astype("float32").mean())
+print(jax.jit(jax.grad(total))(kernel).astype("float32").mean())
 print(*jax.devices(), "compile and run")
 """
 
@@ -107,11 +108,12 @@ def jobs(args, folder):
     quick = ["--quick"] if args.quick else []
     data = ["--data-dir", args.data_dir] if args.data_dir else []
 
-    def benchmark(name, seconds, *more, measure="speed"):
+    def benchmark(name, seconds, families, *more, measure="speed"):
+        # the time may end before the last family: each job has them in another order
         out = str(folder / name / f"{name}.json")
         limit = ["--seconds", str(0.75 * seconds)]  # so that the family under way can end
         command = [python, script, "--device", args.device, "--out", out, *limit, *quick]
-        command += [f"--measure={measure}"]
+        command += [f"--measure={measure}", f"--families={families}"]
         return Job(name, [*command, *more], seconds)
 
     def recipe(name, seconds, *more, job=None):
@@ -142,17 +144,13 @@ def jobs(args, folder):
         Job("probe", [python, "-c", PROBE], 60),
         Job("tests", [*pytest, "tests/gpu_test.py"], 280, stop=signal.SIGINT),  # tells what failed
     ]
-
-    def order(*families):  # the time may end before the last: each job has others there
-        return f"--families={','.join(families)}"
-
     first = [
         runs("speedrun", 140, 25),
         recipe("resnet", 90),
         recipe("resnet:tuned", 90, low),
         benchmark(
-            *("benchmark_bfloat16", 300, "--dtypes=bfloat16", "--batch=recipe"),
-            order("resnet", "airbench", "vgg", "mixture", "convnet", "dilated"),
+            *("benchmark_bfloat16", 300, "resnet,airbench,vgg,mixture,convnet,dilated"),
+            *("--dtypes=bfloat16", "--batch=recipe"),
         ),
     ]
     plain = "--config.report=False"  # what comes back from a lent machine may be 16 MiB
@@ -165,23 +163,20 @@ def jobs(args, folder):
         ),
         runs("speedrun-96", 150, 3, "--config=configs/speedrun.py:96"),
         benchmark(
-            *("benchmark_start", 150, "--dtypes=bfloat16"),
-            order("resnet", "airbench"),
+            *("benchmark_start", 150, "resnet,airbench", "--dtypes=bfloat16"),
             measure="start",
         ),
         benchmark(
-            *("benchmark_float32", 150, "--dtypes=float32", "--batch=recipe"),
-            order("dilated", "convnet", "mixture", "vgg", "resnet", "airbench"),
+            *("benchmark_float32", 150, "dilated,convnet,mixture,vgg,resnet,airbench"),
+            *("--dtypes=float32", "--batch=recipe"),
         ),
         recipe("convnet", 120, plain),
         recipe("mixture", 80, plain),
         recipe("vgg", 120, plain),
         recipe("dilated", 120, plain),
         *(recipe(f"{name}:tuned", 60, low, plain) for name in tuned),
-        benchmark(
-            *("benchmark_512", 200, "--batch=512"),
-            order("vgg", "mixture", "convnet", "dilated", "airbench"),  # resnet's recipe has 512
-        ),
+        # without resnet, whose recipe has 512
+        benchmark("benchmark_512", 200, "vgg,mixture,convnet,dilated,airbench", "--batch=512"),
     ]
     chosen = (zeroth, first, second)[args.part]
     if args.quick:
