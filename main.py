@@ -10,7 +10,7 @@ from ml_collections import config_flags
 
 ACTIONS = {  # mode: the function, its module of cifar_jax imported only for that mode
     "train": "train:train_and_evaluate",
-    "evaluate": "train:evaluate",
+    "evaluate": "evaluate:evaluate",
     "summary": "overview:print_summary",
     "lr_find": "lr_finder:find_learning_rate",
     "predict": "predict:predict",

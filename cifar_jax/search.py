@@ -16,9 +16,10 @@ import sqlalchemy
 from cifar_jax import InputError, first_line, report
 from cifar_jax import workdir as files
 from cifar_jax.experiment import make_experiment
+from cifar_jax.interruption import Interruption
 from cifar_jax.provenance import environment
-from cifar_jax.seeds import VARIED, make_replicas, train_replicas
-from cifar_jax.train import Interruption
+from cifar_jax.replicas import VARIED, make_replicas
+from cifar_jax.seeds import train_replicas
 
 SAMPLERS = {"random": optuna.samplers.RandomSampler, "tpe": optuna.samplers.TPESampler}
 

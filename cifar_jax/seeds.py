@@ -20,35 +20,21 @@ from jax import lax
 from cifar_jax import InputError, sharding
 from cifar_jax import workdir as files
 from cifar_jax.checkpoint import Checkpoints
-from cifar_jax.experiment import check_seeds, make_experiment
+from cifar_jax.evaluate import figures, figures_of, per_class
+from cifar_jax.experiment import make_experiment
+from cifar_jax.interruption import Interruption
 from cifar_jax.metrics import Metrics
-from cifar_jax.optim import constant, make_optimizer, make_schedules
+from cifar_jax.optim import make_optimizer
 from cifar_jax.provenance import environment
+from cifar_jax.replicas import VARIED, make_rates, make_replicas
 from cifar_jax.significance import interval, paired, told
 from cifar_jax.steps import repeat
-from cifar_jax.train import Interruption, Run, all_finite, figures, figures_of, per_class
+from cifar_jax.train import Run, all_finite
 
-STRATEGIES = ("sequence", "map", "vmap")
 # By backend. On one CPU device sequence and map took the same CPU time within what such a
 # measurement tells and vmap more (results/seeds/); sequence is bit for bit the run by itself.
 AUTO = {"cpu": "sequence"}
 UNMEASURED = "map"  # elsewhere; convolutions under vmap: https://github.com/jax-ml/jax/issues/26568
-VARIED = ("lr", "weight_decay")
-
-
-@dataclasses.dataclass(frozen=True)
-class Replica:
-    """One run: `lr` and `weight_decay` as config.replicas has them, None for the recipe's own;
-    `fields` {dotted name: value}, by which the config of this run by itself differs."""
-
-    seed: int
-    lr: float | None
-    weight_decay: float | None
-    fields: dict
-
-    @property
-    def setting(self):
-        return self.lr, self.weight_decay
 
 
 def train_seeds(config, workdir):
@@ -85,7 +71,7 @@ def summary_lines(settings):
 
 
 def train_replicas(exp, workdir, interruption, test=True):
-    """train_seeds with an Experiment (of unsharded batches) and an entered train.Interruption at
+    """train_seeds with an Experiment (of unsharded batches) and an entered Interruption at
     hand; `test`: measure the best checkpoint of each replica on the test set."""
     config = exp.config
     replicas = make_replicas(config)
@@ -96,84 +82,6 @@ def train_replicas(exp, workdir, interruption, test=True):
         run = Replicas(exp, path, checkpoints, replicas, test)
         run.restore()
         return run.finish(run.train(interruption))
-
-
-def make_replicas(config):
-    """[Replica] of config.seeds and config.replicas, setting by setting; InputError if they cannot
-    be."""
-    if config.seeds < 1:
-        raise InputError(f"config.seeds must be at least 1, not {config.seeds}")
-    check_seeds(config.seed, config.seeds)
-    if config.on_nonfinite != "stop" or config.profile or config.log.tensorboard:
-        raise InputError(
-            "on_nonfinite=rollback, profile and log.tensorboard are for one run, not for many"
-        )
-    strategy, choices = config.replicas.strategy, ("auto", *STRATEGIES)
-    if strategy not in choices:
-        raise InputError(
-            f"unknown replicas.strategy {strategy!r}; choose one of {', '.join(choices)}"
-        )
-    values = {name: config.replicas[name] for name in VARIED}
-    count = max(1, *map(len, values.values()))
-    for name, given in values.items():
-        for value in given:
-            number = isinstance(value, (int, float)) and math.isfinite(value)
-            if not number or value < 0 or (name == "lr" and not value):
-                raise InputError(f"config.replicas.{name} cannot be {value!r}")
-        if len(given) not in (0, 1, count):
-            raise InputError(f"config.replicas.{name} has {len(given)} values, the other {count}")
-    columns = [
-        (*map(float, given),) * (count if len(given) == 1 else 1) for given in values.values()
-    ]
-    settings = [*zip(*(column or (None,) * count for column in columns), strict=True)]
-    if len({*settings}) < count:
-        raise InputError("config.replicas has the same pair of lr and weight_decay twice")
-    return [
-        Replica(seed, *setting, {"seed": seed, **setting_fields(config, *setting)})
-        for setting in settings
-        for seed in range(config.seed, config.seed + config.seeds)
-    ]
-
-
-def setting_fields(config, lr, weight_decay):
-    """{dotted name: value} of a run by itself at this setting."""
-    fields = {}
-    if lr is not None:
-        fields["schedule.peak_lr"] = _in_proportion(config.schedule.peak_lr, lr)
-    if weight_decay is not None:
-        section = "schedule" if "weight_decay" in config.schedule else "optim"
-        before = config[section].weight_decay
-        fields[f"{section}.weight_decay"] = _in_proportion(before, weight_decay)
-    if config.data.validation and config.data.split_seed is None:
-        fields["data.split_seed"] = config.seed  # they share one split
-    return fields
-
-
-def _in_proportion(before, first):
-    """`first` in place of a number; of a value for each phase, all change as the first does."""
-    if not isinstance(before, (tuple, list)):
-        return first
-    return (first, *(first * value / before[0] if before[0] else first for value in before[1:]))
-
-
-def make_rates(exp, settings):
-    """{'learning_rate', 'weight_decay': float32 [settings, steps]}, what runs by themselves have.
-
-    Tables, for the schedules themselves are made in float64.
-    """
-    steps = np.arange(exp.total_steps)
-    rates = {"learning_rate": [], "weight_decay": []}
-    for setting in settings:
-        config = exp.config.copy_and_resolve_references()
-        with config.unlocked(), config.ignore_type():
-            config.update_from_flattened_dict(setting_fields(config, *setting))
-        spans = {"total_steps": exp.total_steps, "steps_per_epoch": exp.steps_per_epoch}
-        schedules = make_schedules(**config.schedule, **spans)
-        decay = schedules.weight_decay or constant(config.optim.weight_decay)
-        for name, schedule in (("learning_rate", schedules.learning_rate), ("weight_decay", decay)):
-            row = np.asarray(schedule(steps), np.float32)
-            rates[name].append(np.broadcast_to(row, steps.shape))
-    return {name: np.stack(rows) for name, rows in rates.items()}
 
 
 def make_call(exp, call):

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import math
-import signal
 import sys
 import time
 
@@ -14,7 +13,9 @@ import numpy as np
 from cifar_jax import report, sharding
 from cifar_jax import workdir as files
 from cifar_jax.checkpoint import Checkpoints
-from cifar_jax.experiment import describe_data, make_experiment
+from cifar_jax.evaluate import OTHER_VIEWS, figures, figures_of, other_views, per_class
+from cifar_jax.experiment import make_experiment
+from cifar_jax.interruption import Interruption
 from cifar_jax.progress import progress
 from cifar_jax.provenance import environment
 from cifar_jax.samples import first_filters, sample_images
@@ -66,93 +67,11 @@ def train_and_evaluate(config, workdir):
     return result
 
 
-def evaluate(config, workdir):
-    """Evaluate the best checkpoint in `workdir` on the test split: evaluation.json."""
-    path = files.existing(workdir)
-    if sharding.is_writer():
-        files.writable(path)
-    files.check_config(path, config.to_dict(), files.LOOKING_FIELDS)
-    files.check_data(path, describe_data(config)._asdict())
-    exp = make_experiment(config)
-    with Checkpoints(path / "checkpoints", exp.placement, read_only=True) as checkpoints:
-        state = checkpoints.restore_best(exp.init_state())
-    step = int(state.step)
-    metrics, _ = exp.evaluate(state, exp.test)
-    evaluation = {
-        "checkpoint_step": step,
-        "epoch": exp.epochs_at(step),
-        "split": "test",
-        "augmented": config.eval.augmented,
-        **metrics.summary(),
-        **other_views(exp, state),
-        "per_class": per_class(metrics, exp),
-        "dataset": exp.provenance,
-        **environment(),
-    }
-    files.write_json(path / "evaluation.json", evaluation)
-    kind = "augmented test" if config.eval.augmented else "test"
-    print(
-        f"{kind}: accuracy {evaluation['accuracy']:.2f} %  top-3 {evaluation['top3']:.2f} %  "
-        f"top-5 {evaluation['top5']:.2f} %  loss {evaluation['loss']:.4f}  "
-        f"(epoch {evaluation['epoch']:g})"
-    )
-    if "tta" in evaluation:
-        print(f"with {evaluation['tta']} views: accuracy {evaluation['accuracy_tta']:.2f} %")
-    return evaluation
-
-
-OTHER_VIEWS = ("tta", "accuracy_tta", "accuracy_clean")
-
-
-def other_views(exp, state):
-    """Of OTHER_VIEWS, test accuracies with the images seen otherwise: averaged over the views of
-    config.eval.tta, and as they are where config.eval.augmented has them augmented."""
-    found, tta = {}, exp.config.eval.tta
-    if tta != "none":
-        metrics, _ = exp.evaluations[tta](state, exp.test)
-        found |= {"tta": tta, "accuracy_tta": metrics.summary()["accuracy"]}
-    if exp.config.eval.augmented:
-        metrics, _ = exp.evaluate_clean(state, exp.test)
-        found["accuracy_clean"] = metrics.summary()["accuracy"]
-    return found
-
-
-def per_class(metrics, exp):
-    """{class name: accuracy in percent} from the confusion sums of the test images."""
-    right = np.asarray(jax.device_get(metrics.confusion)).diagonal()
-    images = np.bincount(exp.test.labels, minlength=len(right))
-    accuracy = 100.0 * right / np.maximum(images, 1)
-    return {name: float(value) for name, value in zip(exp.class_names, accuracy, strict=True)}
-
-
 def all_finite(state):
     """Whether parameters, statistics and moments hold no infinity and no NaN."""
     leaves = jax.tree.leaves((state.params, state.batch_stats, state.opt_state, state.slow))
     checks = [jnp.isfinite(x).all() for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
     return jnp.array(checks).all()
-
-
-class Interruption:
-    """While entered, SIGTERM and SIGINT only set `requested`, for the loop to look at.
-
-    One process's signal is every process's: all must look at the same points.
-    """
-
-    def __enter__(self):
-        self.signalled = False
-        self.before = {s: signal.signal(s, self._request) for s in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *exception):
-        for signum, handler in self.before.items():
-            signal.signal(signum, handler)
-
-    def _request(self, signum, frame):
-        self.signalled = True
-
-    @property
-    def requested(self):
-        return any(sharding.gather("yes" if self.signalled else ""))
 
 
 class Run:
@@ -489,10 +408,43 @@ class Run:
         """
         exp, config, step = self.exp, self.exp.config, self.step
         self.checkpoints.wait()
-        best_step, start = self.checkpoints.best_step(), time.perf_counter()
-        compiled = self.compile_seconds
+        start, compiled = time.perf_counter(), self.compile_seconds
+        found, best = self.measure_end(status)
+        # of which the compilation of `evaluate`, if it was not needed before, counts as that
+        self.finish_seconds = time.perf_counter() - start - (self.compile_seconds - compiled)
+        imported = files.read_json(self.path / "config.json").get("imported")
+        result = {
+            "status": status,
+            "model": config.model.name,
+            "params": exp.count_params(),
+            "dataset": exp.provenance,
+            "seed": config.seed,
+            **({"imported": imported} if imported else {}),
+            **({"diverged_at": self.diverged_at} if self.diverged_at else {}),
+            **({"rollbacks": [*self.rollbacks]} if self.rollbacks else {}),
+            "epochs": exp.epochs_at(step),
+            "epochs_planned": config.epochs,
+            "steps": step,
+            **found,
+            "seconds": self.seconds(self.records),
+            **environment(),
+        }
+        if config.report and status in ("done", "stopped") and sharding.is_writer():
+            self.write_report(result, *best)
+        if self.log and "test" in found:
+            self.log.add_scalars({"accuracy/test": found["test"]["accuracy"]}, step)
+        files.write_json(self.path / "result.json", result)
+        return result
+
+    def measure_end(self, status):
+        """(result.json's 'best', 'last', 'test' and 'per_class', (state, metrics, logits) of the
+        best checkpoint on the test images).
+
+        Of an interrupted run ('best' and 'last' alone, None).
+        """
+        exp, step = self.exp, self.step
+        best_step, measured, seen = self.checkpoints.best_step(), {}, None
         last = figures_of(self.records[-1]) if self.records else None
-        measured = {}
         if status != "interrupted":
             state = self.state
             if best_step is not None:
@@ -500,10 +452,11 @@ class Run:
                 best_step = int(state.step)
             measure = self.evaluate if exp.validation is None else exp.evaluate
             metrics, logits = measure(state, exp.test)
+            seen = state, metrics, logits
             measured = {
                 "test": {
                     **figures(metrics.summary()),
-                    "augmented": config.eval.augmented,
+                    "augmented": exp.config.eval.augmented,
                     **other_views(exp, state),
                 },
                 "per_class": per_class(metrics, exp),
@@ -523,48 +476,27 @@ class Run:
         if best_step == 0 and measured:  # imported weights, never bettered: no epoch has this
             begin = metrics if exp.validation is None else self.evaluate(state, self.eval_set)[0]
             best = {"epoch": 0, **figures(begin.summary())}
-        # of which the compilation of `evaluate`, if it was not needed before, counts as that
-        self.finish_seconds = time.perf_counter() - start - (self.compile_seconds - compiled)
-        imported = files.read_json(self.path / "config.json").get("imported")
-        result = {
-            "status": status,
-            "model": config.model.name,
-            "params": exp.count_params(),
-            "dataset": exp.provenance,
-            "seed": config.seed,
-            **({"imported": imported} if imported else {}),
-            **({"diverged_at": self.diverged_at} if self.diverged_at else {}),
-            **({"rollbacks": [*self.rollbacks]} if self.rollbacks else {}),
-            "epochs": exp.epochs_at(step),
-            "epochs_planned": config.epochs,
-            "steps": step,
-            "best": best,
-            "last": last,
-            **measured,
-            "seconds": self.seconds(self.records),
-            **environment(),
-        }
-        if config.report and status in ("done", "stopped") and sharding.is_writer():
-            pictures = report.write_report(
-                self.path / "report",
-                result=result,
-                records=self.records,
-                class_names=exp.class_names,
-                confusion=np.asarray(metrics.confusion),
-                logits=np.asarray(logits),
-                images=np.asarray(exp.test.images),
-                labels=np.asarray(exp.test.labels),
-                samples=self.samples,
-                learning_rate=np.asarray(exp.schedules.learning_rate(np.arange(max(step, 1)))),
-                config=config.to_dict(),
-                filters=first_filters(state),
-            )
-            if self.log:
-                self.log.add_pictures(pictures, step)
-        if self.log and measured:
-            self.log.add_scalars({"accuracy/test": measured["test"]["accuracy"]}, step)
-        files.write_json(self.path / "result.json", result)
-        return result
+        return {"best": best, "last": last, **measured}, seen
+
+    def write_report(self, result, state, metrics, logits):
+        """report/ from result.json's content and what measure_end saw."""
+        exp, step = self.exp, self.step
+        pictures = report.write_report(
+            self.path / "report",
+            result=result,
+            records=self.records,
+            class_names=exp.class_names,
+            confusion=np.asarray(metrics.confusion),
+            logits=np.asarray(logits),
+            images=np.asarray(exp.test.images),
+            labels=np.asarray(exp.test.labels),
+            samples=self.samples,
+            learning_rate=np.asarray(exp.schedules.learning_rate(np.arange(max(step, 1)))),
+            config=exp.config.to_dict(),
+            filters=first_filters(state),
+        )
+        if self.log:
+            self.log.add_pictures(pictures, step)
 
     def seconds(self, records):
         """Seconds spent, of result.json; `records` has one of each epoch."""
@@ -573,22 +505,3 @@ class Run:
         train += self.train_seconds
         parts = {"compile": self.compile_seconds, "train": train, "eval": evaluation}
         return {**parts, "total": sum(parts.values())}
-
-
-def figures(summary):
-    """What result.json says of an evaluation, from a summary of its Metrics."""
-    return {
-        "eval_loss": summary["loss"],
-        **{key: summary[key] for key in ("accuracy", "top3", "top5")},
-    }
-
-
-def figures_of(record):
-    """The same from a line of metrics.jsonl."""
-    names = {
-        "eval_loss": "eval_loss",
-        "accuracy": "eval_accuracy",
-        "top3": "eval_top3",
-        "top5": "eval_top5",
-    }
-    return {"epoch": record["epoch"], **{name: record[key] for name, key in names.items()}}

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from cifar_jax import InputError, usage  # noqa: E402
 from cifar_jax import workdir as files  # noqa: E402
-from cifar_jax.seeds import STRATEGIES  # noqa: E402
+from cifar_jax.replicas import STRATEGIES  # noqa: E402
 from cifar_jax.significance import interval  # noqa: E402
 
 SAME = ("epochs", "best", "last", "test", "per_class")

@@ -11,6 +11,7 @@ from running import QUICK, TIMES, finish, metrics, result, wait_for
 from cifar_jax import InputError, seeds, workdir
 from cifar_jax.experiment import make_experiment
 from cifar_jax.metrics import Metrics
+from cifar_jax.replicas import STRATEGIES, make_replicas
 from cifar_jax.steps import repeat
 from configs import convnet, quickstart
 
@@ -72,10 +73,7 @@ def test_replicas_are_the_runs_by_themselves_bit_for_bit(reference, program, tmp
 
 @pytest.mark.parametrize(
     "strategy",
-    [
-        pytest.param(name, marks=() if name == "map" else pytest.mark.long)
-        for name in seeds.STRATEGIES
-    ],
+    [pytest.param(name, marks=() if name == "map" else pytest.mark.long) for name in STRATEGIES],
 )
 def test_replicas_spread_over_devices_train_as_one_alone(strategy):
     """Four replicas on eight devices, two with another learning rate; the tolerance is that of
@@ -86,7 +84,7 @@ def test_replicas_spread_over_devices_train_as_one_alone(strategy):
     config.replicas.lr = (peak, 2 * peak)
     config.replicas.strategy = strategy
     exp = make_experiment(config, shard_batches=False)
-    replicas = seeds.make_replicas(config)
+    replicas = make_replicas(config)
     run = seeds.Replicas(exp, None, None, replicas, test=True)
     call = (1, 8, ())
     program = run.compile_call(call)
@@ -154,7 +152,7 @@ def test_settings_times_seeds():
     config = config_of(convnet, seed=5, seeds=2)
     config.data.validation = 100
     config.replicas.lr, config.replicas.weight_decay = (1e-3, 1e-2), (0.0,)
-    found = seeds.make_replicas(config)
+    found = make_replicas(config)
     assert [(r.seed, r.lr, r.weight_decay) for r in found] == [
         *((5, 1e-3, 0.0), (6, 1e-3, 0.0), (5, 1e-2, 0.0), (6, 1e-2, 0.0))
     ]
