@@ -301,6 +301,17 @@ CONVOLUTIONS = [  # batch, size, channels, features, kernel, padding, dilation, 
 ]
 
 
+def value_and_gradients(form, arguments, dy):
+    """(form(*arguments), its gradients by each of them with `dy`), as one program."""
+
+    @jax.jit
+    def both(arguments, dy):
+        value, vjp = jax.vjp(form, *arguments)
+        return value, vjp(dy)
+
+    return both(tuple(arguments), dy)
+
+
 @pytest.mark.parametrize(
     ("shape", "with_bias"),
     [*((shape, True) for shape in CONVOLUTIONS), *((CONVOLUTIONS[i], False) for i in (0, 7))],
@@ -321,13 +332,13 @@ def test_cpu_convolution_is_lax_conv_in_value_and_gradient(rng, shape, with_bias
             return convolve(x, kernel, padding, dilation, groups, bias)
 
         with plain_convolutions():
-            reference, vjp = jax.vjp(form, *arguments)
-        dy = rng.normal(size=reference.shape)
+            dy = rng.normal(size=jax.eval_shape(form, *arguments).shape)
+            expected, gradients = value_and_gradients(form, arguments, dy)
         for devices in (1, 8)[: 1 + (dilation > 1)]:  # over several, dilation alone is ours
             monkeypatch.setattr(jax, "device_count", lambda devices=devices: devices)
-            ours, our_vjp = jax.vjp(form, *arguments)
-            np.testing.assert_allclose(ours, reference, atol=1e-12)
-            for a, b in zip(our_vjp(dy), vjp(dy), strict=True):
+            found, ours = value_and_gradients(form, arguments, dy)
+            np.testing.assert_allclose(found, expected, atol=1e-12)
+            for a, b in zip(ours, gradients, strict=True):
                 np.testing.assert_allclose(a, b, atol=1e-11)
 
 
@@ -351,11 +362,11 @@ def test_cpu_convolution_in_half_precision(rng, shape, dtype, monkeypatch):
     def form(x, kernel, bias):
         return convolve(x, kernel, padding, dilation, groups, bias)
 
-    reference, vjp = jax.vjp(form, *(x.astype(jnp.float32) for x in arguments))
-    ours, our_vjp = jax.vjp(form, *arguments)
-    dy = jnp.asarray(rng.normal(size=ours.shape), dtype)
-    theirs = (reference, *vjp(dy.astype(jnp.float32)))
-    for a, b in zip((ours, *our_vjp(dy)), theirs, strict=True):
+    dy = jnp.asarray(rng.normal(size=jax.eval_shape(form, *arguments).shape), dtype)
+    wide = [x.astype(jnp.float32) for x in arguments]
+    expected, gradients = value_and_gradients(form, wide, dy.astype(jnp.float32))
+    found, ours = value_and_gradients(form, arguments, dy)
+    for a, b in zip((found, *ours), (expected, *gradients), strict=True):
         assert a.dtype == dtype
         scale = 8 * float(jnp.finfo(dtype).eps) * float(jnp.abs(b).max())
         np.testing.assert_allclose(a.astype(jnp.float32), b, atol=scale)
