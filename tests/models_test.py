@@ -110,7 +110,7 @@ def test_whitening_is_measured_and_no_parameter(rng):
 def test_identity_start_is_torchs_dirac(channels, features, rng):
     layer = Conv(features, use_bias=False, identity=True)
     x = jnp.asarray(rng.normal(size=(1, 5, 5, channels)), jnp.float32)
-    kernel = layer.init(jax.random.key(0), x)["params"]["kernel"]
+    kernel = jax.jit(layer.init)(jax.random.key(0), x)["params"]["kernel"]
     theirs = torch.tensor(np.asarray(kernel)).permute(3, 2, 0, 1).contiguous()
     drawn = theirs.clone()
     torch.nn.init.dirac_(theirs[:channels])
@@ -488,14 +488,13 @@ def test_flax_running_variance_is_an_option(rng):
 def test_no_select_and_scatter_in_a_gradient():
     """max_pool's own gradient is used: XLA's is slow and, on GPU, not deterministic."""
     model = create_model("resnet", num_classes=10, widths=(4, 8, 8, 8))
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
+    x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
 
-    def loss(params, x):
-        return model.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])[
-            0
-        ].sum()
+    def loss(variables, x):
+        return model.apply(variables, x, train=True, mutable=["batch_stats"])[0].sum()
 
-    text = jax.jit(jax.grad(loss)).lower(variables["params"], jnp.zeros((2, 32, 32, 3))).as_text()
+    text = jax.jit(jax.grad(loss)).lower(variables, x).as_text()
     assert "select_and_scatter" not in text
 
 
