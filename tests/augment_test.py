@@ -2,6 +2,7 @@
 distribution."""
 
 import colorsys
+import functools
 import math
 
 import jax
@@ -39,6 +40,12 @@ def assert_levels(ours, theirs, share=0.0, levels=1):
     difference = np.abs(np.asarray(ours, np.float64) - theirs)
     assert difference.max() <= levels
     assert (difference > 0).mean() <= share
+
+
+def drawn(operation, seed, images, **settings):
+    """What a random operation makes of images, compiled as the train step has it."""
+    operation = jax.jit(functools.partial(operation, **settings))
+    return np.asarray(operation(jax.random.key(seed), images))
 
 
 def test_rotate_is_pillows(images, rng):
@@ -177,9 +184,7 @@ def test_normalize(images):
     ],
 )
 def test_crop_is_a_window_of_the_padded_image(images, mode, numpy_mode):
-    cropped = np.asarray(
-        augment.random_crop(jax.random.key(0), floats(images), padding=4, mode=mode)
-    )
+    cropped = drawn(augment.random_crop, 0, floats(images), padding=4, mode=mode)
     padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)), mode=numpy_mode)
     for i in range(N):
         windows = [
@@ -209,20 +214,20 @@ def uniform_counts(values, choices):
 
 def test_crop_offsets_are_uniform():
     n = 8000
-    cropped = np.asarray(augment.random_crop(jax.random.key(1), ramp(n), padding=4))
+    cropped = drawn(augment.random_crop, 1, ramp(n), padding=4)
     uniform_counts(cropped[:, 16, 16, 0], np.arange(12, 21))
     uniform_counts(cropped[:, 16, 16, 1], np.arange(12, 21))
     assert abs(np.corrcoef(cropped[:, 16, 16, 0], cropped[:, 16, 16, 1])[0, 1]) < 0.05
 
 
 def test_flip_half_of_the_images():
-    flipped = np.asarray(augment.random_flip(jax.random.key(2), ramp(8000)))
+    flipped = drawn(augment.random_flip, 2, ramp(8000))
     uniform_counts(flipped[:, 0, 0, 1], [0, 31])
 
 
 def test_translation_rounds_a_uniform_shift():
     n = 20000
-    moved = np.asarray(augment.random_translation(jax.random.key(3), ramp(n), fraction=0.1))
+    moved = drawn(augment.random_translation, 3, ramp(n), fraction=0.1)
     down, right = (16 - moved[:, 16, 16, axis] for axis in (0, 1))
     for shifts in (down, right):
         assert set(np.unique(shifts)) == set(range(-3, 4))
@@ -238,7 +243,7 @@ def test_translation_rounds_a_uniform_shift():
 
 def test_rotation_angles_are_uniform():
     n = 4000
-    turned = np.asarray(augment.random_rotation(jax.random.key(4), ramp(n), degrees=30.0))
+    turned = drawn(augment.random_rotation, 4, ramp(n), degrees=30.0)
     # the row a point 12 right of the centre comes from moves by 12 sin(angle): +-6 at most
     rows = turned[:, 16, 28, 0][turned[:, 16, 28, 2] > 0]
     assert 21 <= rows.max() <= 23 and 9 <= rows.min() <= 11
@@ -249,16 +254,8 @@ def test_rotation_angles_are_uniform():
 def test_coarse_dropout_is_one_inside_hole(sizes, p):
     n = 12000
     white = jnp.full((n, 32, 32, 3), 200.0)
-    holes = np.asarray(
-        augment.coarse_dropout(
-            jax.random.key(5),
-            white,
-            min_size=sizes[0],
-            max_size=sizes[1],
-            fill=(1.0, 2.0, 3.0),
-            p=p,
-        )
-    )
+    settings = {"min_size": sizes[0], "max_size": sizes[1], "fill": (1.0, 2.0, 3.0), "p": p}
+    holes = drawn(augment.coarse_dropout, 5, white, **settings)
     black = holes[..., 0] == 1.0
     np.testing.assert_array_equal(holes[black], np.broadcast_to([1.0, 2.0, 3.0], (black.sum(), 3)))
     rows, columns = black.any(2), black.any(1)
@@ -282,9 +279,7 @@ def test_color_jitter_orders_are_uniform_and_factors_in_range():
     rng = np.random.default_rng(0)
     n = 4000
     image = np.broadcast_to(rng.integers(60, 200, (8, 8, 3)), (n, 8, 8, 3))
-    out = np.asarray(
-        augment.color_jitter(jax.random.key(6), floats(image), brightness=0.5, uint8=False)
-    )
+    out = drawn(augment.color_jitter, 6, floats(image), brightness=0.5, uint8=False)
     factor = out.mean((1, 2, 3)) / image[0].mean()
     inside = factor < 1.2  # no pixel of 200 is clamped there
     assert 0.5 <= factor.min() < 0.51 and abs(inside.mean() - 0.7) < 0.05
@@ -306,18 +301,14 @@ def test_color_jitter_orders_are_uniform_and_factors_in_range():
 
 def test_color_jitter_draws_saturation_and_hue():
     n = 4000
-    out = np.asarray(
-        augment.color_jitter(
-            *(jax.random.key(6), jnp.broadcast_to(jnp.array([200.0, 100.0, 100.0]), (n, 2, 2, 3))),
-            **{"saturation": 0.3, "uint8": False},
-        )
-    )
+    pink = jnp.broadcast_to(jnp.array([200.0, 100.0, 100.0]), (n, 2, 2, 3))
+    out = drawn(augment.color_jitter, 6, pink, saturation=0.3, uint8=False)
     grey = 0.2989 * 200 + 0.587 * 100 + 0.114 * 100
     factor = (out[:, 0, 0, 0] - grey) / (200 - grey)
     assert 0.7 <= factor.min() < 0.71 and 1.29 < factor.max() <= 1.3
     assert abs(factor.mean() - 1) < 0.02
     red = jnp.broadcast_to(jnp.array([200.0, 0.0, 0.0]), (n, 2, 2, 3))
-    out = np.asarray(augment.color_jitter(jax.random.key(7), red, hue=0.1, uint8=False))
+    out = drawn(augment.color_jitter, 7, red, hue=0.1, uint8=False)
     # of a sixth of the circle green (or blue, the other way) is as far as the hue has turned
     turned = (out[:, 0, 0, 1] - out[:, 0, 0, 2]) / 200 / 6
     assert -0.1 <= turned.min() < -0.098 and 0.098 < turned.max() <= 0.1
@@ -330,10 +321,10 @@ def test_shift_scale_rotate_draws_each_by_itself():
     n = 4000
     still = {"shift": 0.0, "scale": (1.0, 1.0), "degrees": 0.0, "fill": 1.0, "p": 1.0}
 
-    def source(key, row, column, **drawn):
+    def source(seed, row, column, **moving):
         """Where the pixel at (row, column) came from in each image."""
-        out = augment.random_shift_scale_rotate(jax.random.key(key), ramp(n), **{**still, **drawn})
-        return np.asarray(out[:, row, column, 0]), np.asarray(out[:, row, column, 1])
+        out = drawn(augment.random_shift_scale_rotate, seed, ramp(n), **{**still, **moving})
+        return out[:, row, column, 0], out[:, row, column, 1]
 
     down, right = source(10, 16, 16, shift=0.1)
     for place in (down, right):  # 16 + U(-3.2, 3.2), rounded
@@ -347,11 +338,8 @@ def test_shift_scale_rotate_draws_each_by_itself():
 
 def test_shift_scale_rotate_touches_half():
     n = 4000
-    out = np.asarray(
-        augment.random_shift_scale_rotate(
-            jax.random.key(8), ramp(n), shift=0.1, scale=(1.9, 2.1), degrees=7.0, fill=1.0, p=0.5
-        )
-    )
+    settings = {"shift": 0.1, "scale": (1.9, 2.1), "degrees": 7.0, "fill": 1.0, "p": 0.5}
+    out = drawn(augment.random_shift_scale_rotate, 8, ramp(n), **settings)
     touched = (out != np.asarray(ramp(1))).any((1, 2, 3))
     assert abs(touched.mean() - 0.5) < 0.04
     span = (
@@ -363,7 +351,7 @@ def test_shift_scale_rotate_touches_half():
 def test_brightness_contrast_touches_a_fifth():
     n = 8000
     image = jnp.broadcast_to(jnp.arange(50.0, 178.0, 4.0)[None, None, :, None], (n, 32, 32, 3))
-    out = np.asarray(augment.random_brightness_contrast(jax.random.key(9), image))
+    out = drawn(augment.random_brightness_contrast, 9, image)
     touched = (out != np.asarray(image)).any((1, 2, 3))
     assert abs(touched.mean() - 0.2) < 0.025
     gain = (out[:, 0, 20, 0] - out[:, 0, 10, 0]) / 40
