@@ -145,17 +145,17 @@ def test_going_on_within_the_last_part_of_an_epoch(speedrun, program, tmp_path):
 @pytest.mark.slow
 @pytest.mark.case(22)
 def test_one_and_eight_devices_give_the_same_losses(program, tmp_path):
-    """The sum of the losses of the first five steps; and a run may go on on another number of
-    devices."""
+    """The sum of the losses of the first three steps, before rounding grows: after five it made
+    1.6e-4 on one machine. And a run may go on on another number of devices."""
     sums = {}
     for devices in (1, 8):
         workdir = tmp_path / str(devices)
         extra = (*QUICK, f"--workdir={workdir}")
-        finish(program(*extra, "--config.stop_after=0.26", devices=devices))
+        finish(program(*extra, "--config.stop_after=0.15", devices=devices))
         held = arrays(workdir)
-        assert held["step"] == 5
+        assert held["step"] == 3
         sums[devices] = next(v for k, v in held.items() if "epoch_metrics" in k and "loss" in k)
-    assert sums[8] == pytest.approx(sums[1], rel=1e-5)
+    assert sums[8] == pytest.approx(sums[1], rel=1e-6)
     finish(program(*extra, devices=1))
     assert [r["epoch"] for r in metrics(workdir)] == [1, 2, 3]
 
