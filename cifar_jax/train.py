@@ -409,7 +409,7 @@ class Run:
         exp, config, step = self.exp, self.exp.config, self.step
         self.checkpoints.wait()
         start, compiled = time.perf_counter(), self.compile_seconds
-        found, best = self.measure_end(status)
+        found, seen = self.measure_end(status)
         # of which the compilation of `evaluate`, if it was not needed before, counts as that
         self.finish_seconds = time.perf_counter() - start - (self.compile_seconds - compiled)
         imported = files.read_json(self.path / "config.json").get("imported")
@@ -430,7 +430,7 @@ class Run:
             **environment(),
         }
         if config.report and status in ("done", "stopped") and sharding.is_writer():
-            self.write_report(result, *best)
+            self.write_report(result, *seen)
         if self.log and "test" in found:
             self.log.add_scalars({"accuracy/test": found["test"]["accuracy"]}, step)
         files.write_json(self.path / "result.json", result)

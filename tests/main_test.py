@@ -155,7 +155,7 @@ def test_one_and_eight_devices_give_the_same_losses(program, tmp_path):
         held = arrays(workdir)
         assert held["step"] == 3
         sums[devices] = next(v for k, v in held.items() if "epoch_metrics" in k and "loss" in k)
-    assert sums[8] == pytest.approx(sums[1], rel=1e-6)
+    assert sums[8] == pytest.approx(sums[1], rel=1e-5)
     finish(program(*extra, devices=1))
     assert [r["epoch"] for r in metrics(workdir)] == [1, 2, 3]
 
