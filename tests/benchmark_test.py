@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -291,6 +292,31 @@ def test_bad_input_is_one_sentence(name, arguments, says):
     done = script(f"scripts/{name}", *arguments)
     assert done.returncode == 2 and says in done.stderr
     assert done.stderr.startswith(f"{name}: ") and done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.parametrize("set_by_user", [None, "", "glibc.malloc.check=3"])
+def test_setup_asks_for_huge_pages_unless_told_otherwise(set_by_user, tmp_path):
+    for name in ("scripts/setup.sh", ".venv/bin/python"):
+        (tmp_path / name).parent.mkdir(parents=True)
+    shutil.copy(ROOT / "scripts" / "setup.sh", tmp_path / "scripts")
+    for name in ("requirements.txt", "requirements-cpu.txt"):
+        (tmp_path / name).touch()
+    python = tmp_path / ".venv/bin/python"  # which has what it is asked to install
+    python.write_text("#!/bin/sh\n")
+    python.chmod(0o755)
+    environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    if set_by_user is not None:
+        environment["GLIBC_TUNABLES"] = set_by_user
+    done = subprocess.run(
+        ["bash", "-c", ". scripts/setup.sh && printenv GLIBC_TUNABLES"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    wanted = "glibc.malloc.hugetlb=1" if set_by_user is None else set_by_user
+    assert done.stdout.strip() == wanted
 
 
 def test_chart_has_a_panel_a_dtype_and_survives_gaps(tmp_path):

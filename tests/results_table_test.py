@@ -12,6 +12,7 @@ from cases import CASES
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
+import results_runs  # noqa: E402
 import results_store  # noqa: E402
 import results_table  # noqa: E402
 import speedrun  # noqa: E402
@@ -191,13 +192,13 @@ def test_devices_keep_to_themselves_and_partial_runs_say_so():
         return {**made, "best": best, "last": last, "test": test, "seconds": {"total": 300.0}}
 
     found = [run("cpu", 2, 60.0), run("cpu", 3, 70.0), run("cpu", 3, 72.0), run("gpu", 24, 93.0)]
-    assert results_table.ours(found) == [
+    assert results_runs.ours(found) == [
         ["3 of 24", "71.00 (70.00 to 72.00)", "", "2", "5", "cpu"],
         ["24 of 24", "93.00", "", "1", "5", "gpu"],
     ]
 
     def accuracies(run):
-        ((_, accuracy, mirrored, *_),) = results_table.ours([run])
+        ((_, accuracy, mirrored, *_),) = results_runs.ours([run])
         return accuracy, mirrored
 
     views = run("gpu", 24, 94.0, tta="mirror", accuracy_tta=94.5)
@@ -207,13 +208,13 @@ def test_devices_keep_to_themselves_and_partial_runs_say_so():
     views = run("gpu", 24, 94.0, best_epoch=24, tta="mirror", accuracy_tta=94.5)
     assert accuracies(views) == ("94.00", "94.50")
     views["config"]["model"]["dtype"] = "bfloat16"
-    assert results_table.ours([views])[0][-1] == "gpu in bfloat16"
+    assert results_runs.ours([views])[0][-1] == "gpu in bfloat16"
     augmented = run("gpu", 24, 79.0, best_epoch=24, augmented=True, accuracy_clean=88.0)
     assert accuracies(augmented) == ("79.00 augmented, 88.00 clean", "")
 
 
 def test_curves_hold_what_results_say():
-    assert results_table.curves()[1] in results_table.CURVES.read_text(), (
+    assert results_runs.curves()[1] in results_runs.CURVES.read_text(), (
         "run: python scripts/results_table.py"
     )
 
