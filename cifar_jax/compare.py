@@ -223,7 +223,8 @@ def accuracies(comparisons):
     lines = [
         "| system | steps of batch | seeds | test images | JAX, % | PyTorch, % "
         "| JAX - PyTorch (95 %) | p "
-        "| same weights: predictions that differ, largest difference of the largest logit |",
+        "| same weights: predictions that differ, largest difference of a logit, as a share of the "
+        "largest |",
         "|---|---|--:|--:|--:|--:|---|--:|---|",
     ]
     for c in comparisons:

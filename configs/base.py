@@ -45,7 +45,7 @@ def get_config():
     c.data.split_seed = config_dict.placeholder(int)  # by which they are drawn; None: c.seed
 
     c.model = ConfigDict()
-    # vgg | convnet | resnet | mixture | dilated | airbench; its other fields can be set beside it
+    # vgg | convnet | resnet | mixture | dilated | airbench; a config may name more fields
     c.model.name = ""
     # compute dtype: float32 | bfloat16 | float16; parameters and statistics stay float32
     c.model.dtype = "float32"

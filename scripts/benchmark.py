@@ -27,8 +27,6 @@ import time
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave PyTorch its share
-# memory in huge pages, as scripts/setup.sh asks for, for the processes of both frameworks
-os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -59,6 +57,8 @@ def main():
     args = parse()
     with usage.exit_codes():
         use(args.device)
+        # memory in huge pages, as scripts/setup.sh asks for, for the processes of both frameworks
+        os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
         benchmark(args, out_file(args.out, ""), twin_or_none())
 
 

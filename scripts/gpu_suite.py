@@ -18,7 +18,7 @@ how much of part 2 there is. `--device cpu --quick` does the same in small, to s
 that it works; --jobs takes some of them. On a GPU machine of your own (the first line sets up,
 PyTorch included):
 
-    scripts/test.sh tests/gpu_test.py
+    CIFAR_JAX_TEST_GPU=1 scripts/test.sh -n 0 -W default tests/gpu_test.py
     .venv/bin/python scripts/gpu_suite.py --part 1 --data-dir DIR
     .venv/bin/python scripts/gpu_suite.py --part 2 --data-dir DIR
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Train on a SLURM cluster, one task a GPU; the arguments are main.py's, DIR on a disk that all nodes share. From here:
-#   sbatch --nodes=2 --gpus-per-node=4 --ntasks-per-node=4 scripts/slurm_train.sh --config=configs/resnet.py --workdir=DIR
+# Train on a SLURM cluster, one task a GPU; the arguments are main.py's, RUN and DIR (CIFAR-10) on a disk that all nodes share. From here:
+#   sbatch --nodes=2 --gpus-per-node=4 --ntasks-per-node=4 scripts/slurm_train.sh --config=configs/resnet.py --workdir=RUN --config.data.dir=DIR
 # Two minutes before its time is up, or when it is preempted, the job saves, ends with 75 and is queued again.
 # Without SLURM the same job is one command a process, at the same time, such as (one GPU each by CUDA_VISIBLE_DEVICES):
 #   host1$ scripts/train.sh ARGUMENTS --distributed=host1:12355,2,0
