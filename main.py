@@ -28,6 +28,7 @@ IMAGES = flags.DEFINE_string("images", "", "predict: files and folders, joined b
 JSON = flags.DEFINE_bool("json", False, "predict: a JSON object a line")
 FORMAT = flags.DEFINE_enum("format", "torch", ["torch", "safetensors", "stablehlo"], "export: to")
 WEIGHTS = flags.DEFINE_string("weights", "", "import: a .pt or .safetensors file")
+TAKES = {"predict": (IMAGES, JSON), "export": (FORMAT,), "import": (WEIGHTS,)}  # a mode: its flags
 JOB = flags.DEFINE_string("distributed", "", "many processes: auto, or HOST:PORT,PROCESSES,INDEX")
 
 
@@ -42,6 +43,9 @@ def parse(argv):
             raise ValueError("name a folder for the run with --workdir=DIR")
         if JOB.value and MODE.value not in ("train", "evaluate"):
             raise ValueError("--distributed is for the modes train and evaluate")
+        other = [f for mode in TAKES if mode != MODE.value for f in TAKES[mode] if f.present]
+        if other:
+            raise ValueError(f"--{other[0].name} is not for the mode {MODE.value}")
         if rest[1:]:
             raise ValueError(f"unexpected argument {rest[1]!r}")
     except Exception as error:  # what the parsers of values raise is not told
@@ -53,7 +57,7 @@ def parse(argv):
 
 def main(_):
     logging.set_verbosity(logging.ERROR)  # Orbax logs a page a save
-    more = {"predict": [IMAGES, JSON], "export": [FORMAT], "import": [WEIGHTS]}.get(MODE.value, [])
+    more = [flag.value for flag in TAKES.get(MODE.value, ())]
     from cifar_jax import usage
 
     with usage.exit_codes():
@@ -63,7 +67,7 @@ def main(_):
         with sharding.job(JOB.value):
             action = pkgutil.resolve_name(f"cifar_jax.{ACTIONS[MODE.value]}")
             gc.freeze()  # what is imported stays: no collection need walk it again
-            result = action(CONFIG.value, WORKDIR.value, *(flag.value for flag in more))
+            result = action(CONFIG.value, WORKDIR.value, *more)
     if MODE.value in ("train", "seeds", "search"):
         if result["status"] == "interrupted":
             print("interrupted; the same command goes on from there")

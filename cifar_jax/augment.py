@@ -305,18 +305,31 @@ OPERATIONS = {
 }
 
 
+# They clip or round to what a pixel can be.
+BEFORE_NORMALIZE = (
+    "normalize",
+    "color_jitter",
+    "random_brightness_contrast",
+    "random_shift_scale_rotate",
+)
+
+
 def make_augment(*, ops, **params):
     """Compose OPERATIONS in the order of `ops`; params[name] holds each one's keywords.
 
     Returns augment(key, images u8 or float [B, H, W, 3] in 0..255) -> float32 images. Each
     operation gets its own key, folded from its place in the order. Raises InputError for an unknown
-    operation.
+    operation, or one of BEFORE_NORMALIZE that comes after it.
     """
     unknown = [name for name in ops if name not in OPERATIONS]
     if unknown:
         raise InputError(
             f"unknown augmentation {unknown[0]!r}; choose from {', '.join(OPERATIONS)}"
         )
+    normalized = ops.index("normalize") if "normalize" in ops else len(ops)
+    wrong = [name for name in ops[normalized + 1 :] if name in BEFORE_NORMALIZE]
+    if wrong:
+        raise InputError(f"{wrong[0]!r} works on values in 0..255: it comes before 'normalize'")
     chain = [(OPERATIONS[name], dict(params.get(name, {}))) for name in ops]
 
     def augment(key, images):

@@ -92,6 +92,8 @@ def _unranked(directory):
         try:
             if step.isdigit():  # else what a killed save left, or what was set aside
                 json.loads(path.read_text())
+        except FileNotFoundError:
+            continue  # deleted just now by the run whose it is
         except (OSError, ValueError, RecursionError) as error:
             yield step, f"metrics, {error}"
 
@@ -131,7 +133,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory, sharding, read_only=False):
-        self.sharding = sharding
+        self.sharding, self.read_only = sharding, read_only
         directory = pathlib.Path(directory).absolute()
         with in_turn():
             for step, reason in _unranked(directory):  # Orbax could not even list the others
@@ -238,12 +240,21 @@ class Checkpoints:
         steps = [step for step in self.manager.all_steps() if step < 2**31]  # no other was saved
         losses = {step: _eval_loss(self._metrics(step)) for step in steps}
         ranked = sorted((step for step in losses if losses[step] < math.inf), key=losses.get)
+        told = []
         for step in ranked:
             try:
                 state = self.restore_model(step, state)
             except DamagedCheckpoint as error:
-                print(f"passed over: {error}", file=sys.stderr)
+                told.append(f"passed over: {error}")
                 continue
+            break
+        left = [(self.manager.directory / str(step)).exists() for step in steps]
+        if self.read_only and not all(left):
+            self.manager.reload()  # a run that is alive has deleted some: what is its best now?
+            return self.restore_best(state)
+        for line in told:
+            print(line, file=sys.stderr)
+        if len(told) < len(ranked):
             return state.replace(step=jax.device_put(np.int32(step), self.sharding))
         if ranked:
             raise InputError(f"{self.manager.directory} holds no sound checkpoint")

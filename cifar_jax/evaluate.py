@@ -18,8 +18,9 @@ def evaluate(config, workdir):
     files.check_config(path, config.to_dict(), files.LOOKING_FIELDS)
     files.check_data(path, describe_data(config)._asdict())
     exp = make_experiment(config)
+    state = exp.init_state()
     with Checkpoints(path / "checkpoints", exp.placement, read_only=True) as checkpoints:
-        state = checkpoints.restore_best(exp.init_state())
+        state = checkpoints.restore_best(state)
     step = int(state.step)
     metrics, _ = exp.evaluate(state, exp.test)
     evaluation = {

@@ -41,9 +41,29 @@ from cifar_jax.steps import (
 # Images in a training call on CPU. Its memory is allocated once a call, so that one step a call
 # takes up to 1.3 times as long; but a signal waits for the call to end.
 CALL_IMAGES = 512
-ONE = ("epochs", "batch_size", "ghost_batches", "save_every", "eval.batch_size")
-NOT_NEGATIVE = ("stop_after", "steps_per_call", "seed", "data.split_seed", "lookahead.every")
 LARGEST_SEED = 2**31 - 1  # of more JAX keeps only some bits
+RATES = ("schedule.peak_lr", "schedule.weight_decay", "optim.weight_decay", "optim.eps")
+RANGES = (  # what a field's numbers must be, where it is there and not None
+    (
+        "at least 1",
+        lambda x: x >= 1,
+        ("epochs", "batch_size", "ghost_batches", "save_every", "eval.batch_size"),
+    ),
+    (
+        "at least 0",
+        lambda x: x >= 0,
+        ("stop_after", "steps_per_call", "lookahead.every", "lookahead.power", *RATES),
+    ),
+    ("above 0", lambda x: x > 0, ("optim.clip_value", "optim.clip_norm")),
+    (
+        "at least 0 and below 1",
+        lambda x: 0 <= x < 1,
+        ("optim.momentum", "optim.b1", "optim.b2", "schedule.momentum", "loss.label_smoothing"),
+    ),
+    ("from 0 to 1", lambda x: 0 <= x <= 1, ("lookahead.decay",)),
+    (f"from 0 to {LARGEST_SEED}", lambda x: 0 <= x <= LARGEST_SEED, ("seed", "data.split_seed")),
+    ("whole and at least 1", lambda x: x >= 1 and x == int(x), ("schedule.epochs",)),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,6 +275,8 @@ def make_experiment(config, total_steps=None, splits=None, class_names=None, sha
         schedules = make_schedules(
             **config.schedule, total_steps=total_steps, steps_per_epoch=steps_per_epoch
         )
+        jax.eval_shape(schedules.learning_rate, 0)
+    _check_overruled(config, schedules)
     with _section("optim"):
         tx = make_optimizer(**config.optim, schedule=schedules)
     shard, whole, jit = (lambda same: same,) * 3
@@ -291,7 +313,7 @@ def make_experiment(config, total_steps=None, splits=None, class_names=None, sha
         "sha256": {name: data.fingerprint(split) for name, split in splits.items()},
     }
     on_device = {name: sharding.put(split, placement) for name, split in splits.items()}
-    return Experiment(
+    exp = Experiment(
         config=config,
         placement=placement,
         class_names=class_names,
@@ -315,6 +337,9 @@ def make_experiment(config, total_steps=None, splits=None, class_names=None, sha
         evaluations=evaluations,
         evaluate_clean=evaluate_clean,
     )
+    if schedules.freeze:
+        exp.abstract_state()  # refuses an unknown layer
+    return exp
 
 
 class Trained(NamedTuple):
@@ -352,21 +377,30 @@ def check_seeds(first, count):
         raise InputError(f"{count} seeds from {first} on go beyond the largest, {LARGEST_SEED}")
 
 
+def _check_overruled(config, schedules):
+    """InputError where config.optim sets what the schedule, which goes before it, has itself."""
+    momentum = "momentum" if config.optim.name == "sgd" else "b1"
+    for own, field in (("momentum", momentum), ("weight_decay", "weight_decay")):
+        usual = files.defaults()[f"optim.{field}"]
+        if getattr(schedules, own) and config.optim[field] != usual:
+            raise InputError(
+                f"config.optim.{field} has no effect beside config.schedule.{own}; set that one"
+            )
+
+
 def _check(config):
+    numbers = {}  # of a field one or several
     for field, value in files.flatten(config.to_dict()).items():
-        for number in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(number, float) and not math.isfinite(number):
-                raise InputError(f"config.{field} must be finite, not {number}")
-    for field in (*ONE, *NOT_NEGATIVE):
-        value = functools.reduce(getattr, field.split("."), config)
-        if value is None:
-            continue
-        if field in ONE and value < 1:
-            raise InputError(f"config.{field} must be at least 1, not {value}")
-        if value < 0:
-            raise InputError(f"config.{field} must not be negative, not {value}")
-        if "seed" in field and value > LARGEST_SEED:
-            raise InputError(f"config.{field} must be at most {LARGEST_SEED}, not {value}")
+        values = value if isinstance(value, (tuple, list)) else (value,)
+        numbers[field] = [x for x in values if x is not None]
+        for x in numbers[field]:
+            if isinstance(x, float) and not math.isfinite(x):
+                raise InputError(f"config.{field} must be finite, not {x}")
+    for meaning, fits, fields in RANGES:
+        for field in fields:
+            for x in numbers.get(field, ()):
+                if not fits(x):
+                    raise InputError(f"config.{field} must be {meaning}, not {x}")
     if config.loss.reduction not in ("mean", "sum"):
         raise InputError(f"unknown loss.reduction {config.loss.reduction!r}; choose mean or sum")
     if config.on_nonfinite not in ("stop", "rollback"):

@@ -59,7 +59,12 @@ def exponential_ramp(start, end, steps):
 def piecewise_constant(values, boundaries):
     """values[i] from step boundaries[i - 1] on."""
     values, boundaries = tuple(values), tuple(boundaries)
-    return lambda step: jnp.array(values)[sum(jnp.asarray(step) >= b for b in boundaries)]
+
+    def schedule(step):
+        zero = jnp.zeros(jnp.shape(step), int)
+        return jnp.array(values)[sum((jnp.asarray(step) >= b for b in boundaries), zero)]
+
+    return schedule
 
 
 def _up_and_down(low, peak, end, total_steps, pct_start, anneal):
@@ -135,6 +140,9 @@ def _schedules_by_name(*, name, total_steps, steps_per_epoch, **kwargs):
     freeze: {layer: epochs it trains}); 'linear_ramp' and 'exponential_ramp' (start_lr, peak_lr).
     Raises InputError for an unknown name.
     """
+    ramps = {"linear_ramp": linear_ramp, "exponential_ramp": exponential_ramp}
+    if name not in ramps:
+        kwargs.pop("start_lr", None)  # base.py has it, whatever the schedule
     if name == "constant":
         return Schedules(constant(kwargs["peak_lr"]))
     if name == "one_cycle":
@@ -164,7 +172,6 @@ def _schedules_by_name(*, name, total_steps, steps_per_epoch, **kwargs):
             weight_decay=piecewise_constant(kwargs["weight_decay"], ends),
             restarts=tuple(ends),
         )
-    ramps = {"linear_ramp": linear_ramp, "exponential_ramp": exponential_ramp}
     if name in ramps:
         return Schedules(ramps[name](kwargs["start_lr"], kwargs["peak_lr"], total_steps))
     choices = ["constant", "one_cycle", "phases", "triangle", *ramps]
@@ -314,8 +321,8 @@ def make_optimizer(
             rate = optax.chain(rate, freeze(schedule.freeze))
         order = (moments, decay) if name in DECOUPLED else (decay, moments)
         return optax.chain(
-            optax.clip(clip_value) if clip_value else optax.identity(),
-            optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+            optax.identity() if clip_value is None else optax.clip(clip_value),
+            optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm),
             *order,
             rate,
         )

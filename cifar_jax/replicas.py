@@ -101,6 +101,5 @@ def make_rates(exp, settings):
         schedules = make_schedules(**config.schedule, **spans)
         decay = schedules.weight_decay or constant(config.optim.weight_decay)
         for name, schedule in (("learning_rate", schedules.learning_rate), ("weight_decay", decay)):
-            row = np.asarray(schedule(steps), np.float32)
-            rates[name].append(np.broadcast_to(row, steps.shape))
+            rates[name].append(np.asarray(schedule(steps), np.float32))
     return {name: np.stack(rows) for name, rows in rates.items()}

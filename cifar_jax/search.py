@@ -107,12 +107,14 @@ def open_study(path):
     """Optuna's study in the file `path`, made if need be; InputError if it cannot be read."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        return optuna.create_study(
+        study = optuna.create_study(
             storage=str(sqlalchemy.URL.create("sqlite", database=str(path))),
             study_name="search",
             direction="maximize",
             load_if_exists=True,
         )
+        study.get_trials()  # opening reads only some of it
+        return study
     except Exception as error:  # SQLite's, SQLAlchemy's and Optuna's own
         raise InputError(f"{path} cannot be read: {first_line(error)}") from error
 

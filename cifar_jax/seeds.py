@@ -49,6 +49,8 @@ def train_seeds(config, workdir):
         print(f"{workdir} holds these runs, finished")
     else:
         make_replicas(config)
+        path = files.absolute(workdir)
+        files.check_workdir(path, config.to_dict(), Replicas.mode)  # before the data are loaded
         exp = make_experiment(config, shard_batches=False)
         with Interruption() as interruption:
             result = train_replicas(exp, workdir, interruption)

@@ -123,8 +123,8 @@ class Run:
             self.compile_seconds = max(before, self.compile_seconds)
             self.records = meta["records"]
             self.slow_down(meta["rollbacks"])
-            files.remove(self.path / files.RESULTS[self.mode])  # until this run says how it ended
             print(f"resuming {self.path} at epoch {self.exp.epochs_at(self.step):g}", flush=True)
+        files.remove(self.path / files.RESULTS[self.mode])  # until this run says how it ended
         files.rewrite_metrics(self.path / "metrics.jsonl", self.records)
         with sharding.together():
             self.open_log()

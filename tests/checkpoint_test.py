@@ -86,6 +86,17 @@ def test_nothing_saved_is_nothing_found(tmp_path):
         best(tmp_path / "c")
 
 
+@pytest.mark.parametrize("losses, then", [({4: 0.1}, 4), ({4: 0.5, 5: 0.1, 6: 0.3}, 5)])
+def test_the_best_of_a_run_that_is_alive(losses, then, tmp_path, capsys):
+    """It deletes what was the best between the reader's look and its reading."""
+    folder = saved(tmp_path / "c", {1: 0.9, 2: 0.2, 3: 0.5})
+    with Checkpoints(folder, PLACE, read_only=True) as reader:
+        saved(folder, losses)
+        assert not (folder / "2").exists()
+        assert int(reader.restore_best(state_at(0)).step) == then
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.case(15)
 def test_latest_and_best_are_both_kept(tmp_path):
     """The newest is not the best: neither is lost, and no more than three are kept."""

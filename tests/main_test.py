@@ -296,6 +296,30 @@ BAD = {
         (*QUICK, "--config.augment.normalize.std=(1.0, 1.0, 1e999)", "--workdir=W"),
         "config.augment.normalize.std must be finite, not inf",
     ),
+    "clipping to less than nothing": (
+        (*QUICK, "--config.optim.clip_value=-0.1", "--workdir=W"),
+        "config.optim.clip_value must be above 0, not -0.1",
+    ),
+    "a momentum of 1.5": (
+        (*QUICK, "--config.optim.b1=1.5", "--workdir=W"),
+        "config.optim.b1 must be at least 0 and below 1, not 1.5",
+    ),
+    "a momentum that the schedule overrules": (
+        (*QUICK, "--config.optim.b1=0.5", "--workdir=W"),
+        "config.optim.b1 has no effect beside config.schedule.momentum",
+    ),
+    "half an epoch of a phase": (
+        ("--config=configs/convnet.py", "--config.schedule.epochs=0.5,399.5", "--workdir=W"),
+        "config.schedule.epochs must be whole and at least 1, not 0.5",
+    ),
+    "colours after the normalisation": (
+        (*QUICK, "--config.augment.ops=('normalize', 'color_jitter')", "--workdir=W"),
+        "'color_jitter' works on values in 0..255",
+    ),
+    "weights for another mode": (
+        (*QUICK, "--weights=w.pt", "--workdir=W"),
+        "--weights is not for the mode train",
+    ),
     "huge padding": (
         (*QUICK, "--config.augment.random_crop.padding=10000000000", "--workdir=W"),
         "config.augment cannot be used",
@@ -314,9 +338,9 @@ BAD = {
     ),
     "a seed of 32 bits": (
         (*QUICK, "--config.seed=2147483648", "--workdir=W"),
-        "seed must be at most 2147483647",
+        "seed must be from 0 to 2147483647",
     ),
-    "negative seed": ((*QUICK, "--config.seed=-1", "--workdir=W"), "seed must not be negative"),
+    "negative seed": ((*QUICK, "--config.seed=-1", "--workdir=W"), "seed must be from 0 to"),
     "a schedule without its fields": (
         (*QUICK, "--config.schedule.name=phases", "--workdir=W"),
         "config.schedule lacks",

@@ -369,6 +369,22 @@ def test_phases_change_rate_and_decay_and_start_fresh_moments(x64, rng):
     assert_same_path(ours, theirs, 1e-10)
 
 
+def test_a_single_phase_has_a_value_for_every_step():
+    one = {"epochs": (4,), "peak_lr": (0.02,), "weight_decay": (0.1,)}
+    schedule = make_schedules(name="phases", total_steps=80, steps_per_epoch=20, **one)
+    assert schedule.restarts == ()
+    np.testing.assert_allclose(schedule.learning_rate(jnp.arange(80)), np.full(80, 0.02), rtol=1e-6)
+
+
+def test_what_base_has_for_the_ramps_is_nothing_to_the_others():
+    spans = {"total_steps": 80, "steps_per_epoch": 20, "peak_lr": 0.1}
+    with_it, without = (
+        make_schedules(name="one_cycle", **spans, **more).learning_rate(jnp.arange(80))
+        for more in ({"start_lr": 1e-6}, {})
+    )
+    np.testing.assert_array_equal(with_it, without)
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(InputError, match="unknown optimizer 'lion'"):
         make_optimizer(name="lion", schedule=constant(0.1))

@@ -103,6 +103,28 @@ def test_searches_that_cannot_be_are_refused(fields, sentence, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_study_of_which_a_part_cannot_be_read(tmp_path):
+    """Opening it reads only some of its pages."""
+    config = config_of(**{"search.lr": (1e-3, 1e-1)})
+    ranges = search.make_ranges(config)
+    study = search.open_study(tmp_path / "whole.db")
+    for lr in (1e-3, 1e-2):
+        figures = {"accuracy": 50.0, "eval_accuracy": [[50.0]], "diverged": 0}
+        proposal = {name: lr if name == "lr" else span.low for name, span in ranges.items()}
+        search.add_trial(study, proposal, ranges, figures)
+    whole = (tmp_path / "whole.db").read_bytes()
+    refused = 0
+    for page in range(1, len(whole) // 4096):
+        path = tmp_path / f"{page}.db"
+        path.write_bytes(whole[: page * 4096] + b"\xff" * 4096 + whole[(page + 1) * 4096 :])
+        try:
+            assert len(search.open_study(path).get_trials()) <= 2
+        except InputError as error:
+            assert f"{path} cannot be read" in str(error)
+            refused += 1
+    assert refused
+
+
 def test_a_study_that_cannot_be_read(tmp_path):
     (tmp_path / "search.db").write_bytes(b"no database" * 99)
     with pytest.raises(InputError, match="search.db cannot be read"):
