@@ -276,7 +276,6 @@ def make_experiment(config, total_steps=None, splits=None, class_names=None, sha
             **config.schedule, total_steps=total_steps, steps_per_epoch=steps_per_epoch
         )
         jax.eval_shape(schedules.learning_rate, 0)
-    _check_overruled(config, schedules)
     with _section("optim"):
         tx = make_optimizer(**config.optim, schedule=schedules)
     shard, whole, jit = (lambda same: same,) * 3
@@ -375,17 +374,6 @@ def check_seeds(first, count):
     """InputError unless first, first + 1, ... are `count` seeds that there are."""
     if first + count - 1 > LARGEST_SEED:
         raise InputError(f"{count} seeds from {first} on go beyond the largest, {LARGEST_SEED}")
-
-
-def _check_overruled(config, schedules):
-    """InputError where config.optim sets what the schedule, which goes before it, has itself."""
-    momentum = "momentum" if config.optim.name == "sgd" else "b1"
-    for own, field in (("momentum", momentum), ("weight_decay", "weight_decay")):
-        usual = files.defaults()[f"optim.{field}"]
-        if getattr(schedules, own) and config.optim[field] != usual:
-            raise InputError(
-                f"config.optim.{field} has no effect beside config.schedule.{own}; set that one"
-            )
 
 
 def _check(config):

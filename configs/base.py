@@ -57,10 +57,11 @@ def get_config():
 
     c.optim = ConfigDict()
     c.optim.name = "adam"  # sgd | adam (L2) | adamw | muon (both decoupled)
-    c.optim.weight_decay = 0.0  # on every parameter
+    # on every parameter; schedule.weight_decay, where there is one, goes before it
+    c.optim.weight_decay = 0.0
     c.optim.clip_value = config_dict.placeholder(float)  # clip each gradient element to +-this
     c.optim.clip_norm = config_dict.placeholder(float)  # clip the gradient's global norm to this
-    c.optim.momentum = 0.9  # sgd
+    c.optim.momentum = 0.9  # sgd; schedule.momentum goes before it, and before b1
     c.optim.nesterov = False  # sgd, muon
     c.optim.norm_bias_factor = 1.0  # sgd: learning rate of BatchNorm's biases over that of the rest
     c.optim.b1 = 0.9  # adam, adamw, muon

@@ -304,10 +304,6 @@ BAD = {
         (*QUICK, "--config.optim.b1=1.5", "--workdir=W"),
         "config.optim.b1 must be at least 0 and below 1, not 1.5",
     ),
-    "a momentum that the schedule overrules": (
-        (*QUICK, "--config.optim.b1=0.5", "--workdir=W"),
-        "config.optim.b1 has no effect beside config.schedule.momentum",
-    ),
     "half an epoch of a phase": (
         ("--config=configs/convnet.py", "--config.schedule.epochs=0.5,399.5", "--workdir=W"),
         "config.schedule.epochs must be whole and at least 1, not 0.5",
