@@ -91,6 +91,11 @@ def compare(config, workdir):
 
 def _check(config):
     """InputError for what cannot be compared."""
+    if config.model.dtype != "float32":
+        raise InputError(
+            "compare trains in float32: leave config.model.dtype; config.compare.dtypes names what "
+            "is timed"
+        )
     if config.ghost_batches > 1:
         raise InputError("compare has no config.ghost_batches: PyTorch normalises whole batches")
     for field, least in (("seeds", 1), ("rounds", 1), ("steps", 0), ("test_images", 0)):

@@ -216,7 +216,7 @@ def time_forms(
     own. images_per_second (median of the rounds), `spread` (smallest, largest), their number n and
     `rounds`, all of them in turn; first_steps: seconds from data at hand and nothing compiled to
     the first run() done, imports aside; compile: of these, JAX's tracing and compilation. A form of
-    torch.compile that fails has its `error` instead.
+    PyTorch's that fails has its `error` instead.
     """
     home = {name: processes[framework(name)] for name in names}
     timing = {}
@@ -253,7 +253,7 @@ def _make_forms(config, sizes, names, task, steps):
             form = make_form(sides, name, task=task, steps=steps)
             first = form.setup_seconds + seconds(form.run)
         except Exception as error:
-            if not name.startswith("torch.compile"):
+            if framework(name) != "torch":
                 raise
             found[name] = {"error": f"{type(error).__name__}: {first_line(error)}"}
             continue
@@ -328,6 +328,7 @@ def fresh_start(config, name, sizes=None):
     splits = splits_of(config, sizes)
     twin = load_torch_twin() if framework(name) == "torch" else None
     gc.freeze()  # as main.py does
+    jax.block_until_ready(jax.device_put(0))  # the device starts, as it has for PyTorch's clock
     made = time.perf_counter()
     sides = Sides(make_experiment(config, splits=splits), twin)
     made = time.perf_counter() - made if twin is None else 0.0  # PyTorch needs nothing of it

@@ -59,7 +59,7 @@ def main():
         use(args.device)
         # memory in huge pages, as scripts/setup.sh asks for, for the processes of both frameworks
         os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-        benchmark(args, out_file(args.out, ""), twin_or_none())
+        benchmark(args, out_file(args, ""), twin_or_none())
 
 
 def parse():
@@ -112,10 +112,27 @@ def use(device):
         raise InputError(f"no {device} here: {str(error) or 'jax has no such platform'}") from error
 
 
-def out_file(path, suffix):
-    """`path` or results/benchmarks/DEVICE`suffix`.json, in a folder that can be written."""
-    named = ROOT / "results" / "benchmarks" / f"{files.slug(device_name())}{suffix}.json"
-    return files.output(path or named)
+def out_file(args, suffix):
+    """args.out, else results/benchmarks/DEVICE`suffix`.json, in a folder that can be written;
+    InputError where that holds what was measured otherwise."""
+    named = f"{files.slug(device_name())}{suffix}{'_quick' * args.quick}.json"
+    out = files.output(args.out or ROOT / "results" / "benchmarks" / named)
+    before = {} if args.out else (files.read_json(out) or {}).get("settings", {})
+    here = settings_of(args)
+    differing = [name for name in before if name in here and before[name] != here[name]]
+    if differing:
+        raise InputError(
+            f"{out} was measured with another {differing[0]}; name another file with --out"
+        )
+    return out
+
+
+def settings_of(args):
+    """What of the arguments decides what is measured."""
+    settings = {k: v for k, v in vars(args).items() if k not in ("out", "began", "data_dir")}
+    if settings.get("seconds") == float("inf"):
+        settings["seconds"] = None
+    return settings
 
 
 def twin_or_none():
@@ -128,15 +145,12 @@ def twin_or_none():
 
 def provenance(args, twin):
     """What the figures depend on besides the code."""
-    settings = {k: v for k, v in vars(args).items() if k not in ("out", "began", "data_dir")}
-    if settings.get("seconds") == float("inf"):
-        settings["seconds"] = None
     found = {
         **environment(),
         "device": device_name(),
         "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "settings": settings,
+        "settings": settings_of(args),
     }
     if twin:
         found["versions"]["torch"] = importlib.metadata.version("torch")
@@ -384,7 +398,7 @@ def markdown(result):
         + f"{result['data']}; "
         + (f"peak of a matrix product: {peak}; " if speed else "")
         + f"GLIBC_TUNABLES {result['glibc_tunables'] or 'not set'}; "
-        f"{versions(result)}.",
+        f"{versions(result)}{'; cut short' * (result['status'] != 'done')}.",
     ]
     if speed:
         lines += [

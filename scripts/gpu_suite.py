@@ -3,15 +3,15 @@
 Runs the jobs of --part 0, 1 or 2 by value, each in a process of its own with a timeout, goes on
 after a failure, packs all that came of them into OUT/partN.tar.gz after each job and prints a table
 last. OUT is --out, else $OUT, else runs/gpu_suite. Nothing is begun that cannot end within
---seconds; a job that outlasts its share gets SIGTERM, upon which training saves and writes its
-result.json.
+--seconds; a job that outlasts its share gets SIGTERM, upon which training saves; it then goes on to
+the end of its epoch, so that its result.json has a test accuracy.
 
     part 0   a probe of what programs need of the machine; the GPU's tests; neither needs data
     part 1   the speedrun, 25 runs; resnet and its tuned recipe; benchmark in bfloat16 at the
              recipe's batch, PyTorch eager and compiled
     part 2   a profile of the family with the smallest share of the peak; speedrun:96; time to the
-             first step and memory; benchmark in float32; the other systems and their tuned recipes
-             on the whole data, as far as they come; benchmark at 512 images
+             first step and memory; benchmark in float32; the tuned recipes of the other systems and
+             theirs, on the whole data, as far as they come; benchmark at 512 images
 
 Part 1 alone answers what matters most: a lease may be too short for all, and --seconds then says
 how much of part 2 there is. `--device cpu --quick` does the same in small, to see
@@ -57,6 +57,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import signal
@@ -72,10 +73,12 @@ from cifar_jax import usage  # noqa: E402
 
 GRACE = 20  # seconds that a job has after SIGTERM
 LEAST = 20  # seconds: with less left a job is not begun
+ROUND = 30  # seconds of a recipe's share in which one that was stopped ends its epoch
 NEEDED = ("jax", "flax", "optax", "orbax", "ml_collections", "scipy", "safetensors")
 NEEDED += ("matplotlib", "jinja2", "tqdm")
 PROBE = """
 import jax, jax.numpy as jnp, optax.contrib
+from cifar_jax import timing, train
 from cifar_jax.models.layers import convolve
 from cifar_jax.provenance import environment
 for name, version in environment()["versions"].items():
@@ -100,6 +103,8 @@ class Job:
     seconds: float
     needs: tuple = ()  # files without which it is left out
     stop: int = signal.SIGTERM  # what ends it when its share is over
+    trains: bool = False  # stopped, it goes on to the end of its epoch, to be measured there
+    own_limit: float = 0.0  # part of its time after which its --seconds has it begin nothing more
 
 
 def jobs(args, folder):
@@ -111,10 +116,10 @@ def jobs(args, folder):
     def benchmark(name, seconds, families, *more, measure="speed"):
         # the time may end before the last family: each job has them in another order
         out = str(folder / name / f"{name}.json")
-        limit = ["--seconds", str(0.75 * seconds)]  # so that the family under way can end
-        command = [python, script, "--device", args.device, "--out", out, *limit, *quick]
+        command = [python, script, "--device", args.device, "--out", out, *quick]
         command += [f"--measure={measure}", f"--families={families}"]
-        return Job(name, [*command, *more], seconds)
+        # so that the family under way can end
+        return Job(name, [*command, *more], seconds, own_limit=0.75)
 
     def recipe(name, seconds, *more, job=None):
         system, colon, variant = name.partition(":")
@@ -127,7 +132,7 @@ def jobs(args, folder):
         else:
             where += [f"--config.data.dir={args.data_dir}"]
         needs = () if args.quick else (args.data_dir,)
-        return Job(name, [python, "main.py", *where], seconds, needs)
+        return Job(name, [python, "main.py", *where], seconds, needs, trains=True)
 
     speedrun = ROOT / "scripts" / "speedrun.py"
 
@@ -170,11 +175,10 @@ def jobs(args, folder):
             *("benchmark_float32", 150, "dilated,convnet,mixture,vgg,resnet,airbench"),
             *("--dtypes=float32", "--batch=recipe"),
         ),
-        recipe("convnet", 120, plain),
-        recipe("mixture", 80, plain),
-        recipe("vgg", 120, plain),
-        recipe("dilated", 120, plain),
-        *(recipe(f"{name}:tuned", 60, low, plain) for name in tuned),
+        *(recipe(f"{name}:tuned", 90, low, plain) for name in tuned),
+        recipe("mixture", 100, plain),
+        # of 120 to 400 epochs in small batches: as far as they come
+        *(recipe(name, 100, plain) for name in ("convnet", "vgg", "dilated")),
         # without resnet, whose recipe has 512
         benchmark("benchmark_512", 200, "vgg,mixture,convnet,dilated,airbench", "--batch=512"),
     ]
@@ -205,11 +209,24 @@ def run(job, folder, seconds, environment):
     missing = [need for need in job.needs if not need or not pathlib.Path(need).exists()]
     if missing:
         return f"left out: no {missing[0] or '--data-dir'}"
-    if seconds < LEAST:
+    if seconds < LEAST + ROUND * job.trains:
         return "left out: no time"
-    with open(folder / f"{job.name}.log", "w") as log:
+    limit = ["--seconds", job.own_limit * seconds] if job.own_limit else []
+    ending = run_for(seconds - ROUND * job.trains, [*job.command, *limit], job, folder, environment)
+    result = folder / job.name / "result.json"
+    if job.trains and result.exists():
+        found = json.loads(result.read_text())
+        if found["status"] == "interrupted":
+            whole = f"--config.stop_after={max(1, math.ceil(found['epochs']))}"
+            run_for(ROUND, [*job.command, whole], job, folder, environment)
+    return ending
+
+
+def run_for(seconds, command, job, folder, environment):
+    """Run `command` for `seconds`, then stop it as the job says; returns how it ended."""
+    with open(folder / f"{job.name}.log", "a") as log:
         process = subprocess.Popen(
-            [*map(str, job.command)],
+            [*map(str, command)],
             cwd=ROOT,
             env=environment,
             stdout=log,

@@ -37,7 +37,7 @@ def main():
         args.rounds = 2
     with usage.exit_codes():
         use(args.device)
-        growth(args, out_file(args.out, "_growth"))
+        growth(args, out_file(args, "_growth"))
 
 
 def growth(args, out):

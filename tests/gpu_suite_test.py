@@ -84,6 +84,37 @@ def test_what_outlasts_its_share_is_stopped_with_its_children(stop, tmp_path, mo
         pytest.fail("its child goes on")
 
 
+def test_a_stopped_recipe_ends_its_epoch(tmp_path, monkeypatch):
+    """An interrupted run has no test accuracy, and its checkpoints do not come back."""
+    monkeypatch.setattr(gpu_suite, "ROUND", 10)
+    program = tmp_path / "main.py"
+    program.write_text(
+        "import json, pathlib, signal, sys, time\n"
+        "stops = [a for a in sys.argv if a.startswith('--config.stop_after=')]\n"
+        "def end(status, epochs):\n"
+        "    text = json.dumps({'status': status, 'epochs': epochs, 'last': {}})\n"
+        "    pathlib.Path(sys.argv[1], 'result.json').write_text(text)\n"
+        "    sys.exit()\n"
+        "if stops: end('stopped', int(stops[-1].partition('=')[2]))\n"
+        "signal.signal(signal.SIGTERM, lambda *_: end('interrupted', 2.3))\n"
+        "time.sleep(60)\n"
+    )
+    (tmp_path / "vgg").mkdir()
+    command = [sys.executable, program, tmp_path / "vgg"]
+    job = gpu_suite.Job("vgg", command, 60, trains=True)
+    assert gpu_suite.run(job, tmp_path, 12, {}) == "left out: no time"
+    monkeypatch.setattr(gpu_suite, "LEAST", 2)
+    assert gpu_suite.run(job, tmp_path, 12, dict(os.environ)) == "stopped, exit code 0"
+    assert gpu_suite.measured(job, tmp_path) == "stopped after 3 epochs"
+
+
+def test_a_job_with_a_limit_of_its_own_gets_it_from_what_is_left(tmp_path):
+    show = "import sys; print(sys.argv[1:])"
+    job = gpu_suite.Job("benchmark", [sys.executable, "-c", show], 300, own_limit=0.75)
+    assert gpu_suite.run(job, tmp_path, 200, dict(os.environ)) == "exit code 0"
+    assert gpu_suite.measured(job, tmp_path) == "['--seconds', '150.0']"
+
+
 def test_what_cannot_begin_is_left_out(tmp_path):
     job = gpu_suite.Job("needs", ["false"], 60, (str(tmp_path / "none"),))
     assert gpu_suite.run(job, tmp_path, 100, {}).startswith("left out: no ")

@@ -1,6 +1,7 @@
 """What only a GPU can show; run with CIFAR_JAX_TEST_GPU=1 where there is one."""
 
 import functools
+import importlib
 import importlib.util
 
 import jax
@@ -10,7 +11,8 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from cifar_jax import exchange, train
+from cifar_jax import exchange, timing, train
+from cifar_jax.experiment import make_experiment
 from cifar_jax.models import MODELS, create_model
 from cifar_jax.models.layers import convolve, max_pool
 from cifar_jax.steps import apply_in_parts, init_state
@@ -29,6 +31,18 @@ def test_the_quickstart_learns_with_an_epoch_a_call(tmp_path):
     forms = ["safetensors", *(["stablehlo"] if importlib.util.find_spec("flatbuffers") else [])]
     for form in forms:  # read back within 1e-4
         assert exchange.export_best(config, workdir, form).stat().st_size
+
+
+@pytest.mark.parametrize("name", ["vgg", "convnet", "resnet", "mixture", "dilated", "speedrun"])
+def test_pytorchs_side_trains_and_evaluates(name):
+    """As the benchmark has it: channels_last, fused, by autocast in bfloat16."""
+    config = importlib.import_module(f"configs.{name}").get_config()
+    config.batch_size = 16
+    splits = timing.random_splits({"train": 64, "test": 32})
+    sides = timing.Sides(make_experiment(config, splits=splits), exchange.load_torch_twin())
+    for dtype in ("float32", "bfloat16"):
+        for task in ("train", "evaluate"):
+            timing.make_form(sides, f"torch {dtype}", task=task, steps=2).run()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

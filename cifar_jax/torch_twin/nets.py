@@ -240,6 +240,19 @@ class ShiftNorm(nn.BatchNorm2d):
         super().__init__(width, eps=1e-12, momentum=1 - keep)
         self.weight = None
 
+    def forward(self, x):
+        # by a weight of one, not none: CUDA's backward pass gives a bias alone no gradient
+        return F.batch_norm(
+            x,
+            self.running_mean,
+            self.running_var,
+            torch.ones_like(self.running_var),
+            self.bias,
+            self.training,
+            self.momentum,
+            self.eps,
+        )
+
 
 class Group(nn.Module):
     """Conv -> max-pool -> norm -> GELU, then (conv -> norm -> GELU), the third with a residual."""
