@@ -122,7 +122,7 @@ def out_file(args, suffix):
     differing = [name for name in before if name in here and before[name] != here[name]]
     if differing:
         raise InputError(
-            f"{out} was measured with another {differing[0]}; name another file with --out"
+            f"{out} was measured with other {differing[0]}; name another file with --out"
         )
     return out
 

@@ -68,6 +68,10 @@ def total(spent):
 
 def main(argv):
     arguments = parse(argv)
+    if min(arguments.seeds, arguments.few) < 1:
+        raise InputError("--seeds and --few must be at least 1")
+    if arguments.out:
+        files.output(arguments.out)  # else refused after hours
     stop = f"--config.stop_after={arguments.epochs}"
     few = (
         f"--config.seeds={arguments.few}",

@@ -132,24 +132,24 @@ def classes():
     runs = runs_by_recipe()
     names = list(contents(RUNS)[0]["per_class"])
     lines = [
-        f"| config | epochs | top-5 | {' | '.join(names)} |",
-        "|---|--:|--:|" + "--:|" * len(names),
+        f"| config | epochs | top-5 | {' | '.join(names)} | on |",
+        "|---|--:|--:|" + "--:|" * len(names) + "---|",
     ]
     for name, original in ORIGINALS.items():
         known = original.get("per_class", {})
         if known:
             values = " | ".join(f"{known[c]:.1f}" for c in names)
-            lines.append(f"| {name}, original | {original['epochs']} | not stated | {values} |")
+            lines.append(f"| {name}, original | {original['epochs']} | not stated | {values} | |")
         for recipe in RECIPES:
-            group = runs[name, recipe]
-            far = [r for r in group if r["epochs"] == max(run["epochs"] for run in group)]
-            if far:
+            for where in dict.fromkeys(map(place, runs[name, recipe])):
+                group = [run for run in runs[name, recipe] if place(run) == where]
+                far = [r for r in group if r["epochs"] == max(run["epochs"] for run in group)]
                 means = [sum(r["per_class"][c] for r in far) / len(far) for c in names]
                 top5 = sum(r["test"]["top5"] for r in far) / len(far)
                 lines.append(
                     f"| {title(name, recipe)} | {far[0]['epochs']:g} of "
                     f"{far[0]['epochs_planned']:g} | {top5:.2f} "
-                    f"| {' | '.join(f'{x:.1f}' for x in means)} |"
+                    f"| {' | '.join(f'{x:.1f}' for x in means)} | {where} |"
                 )
     return "\n".join(lines)
 

@@ -8,6 +8,7 @@ import sys
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT)]
 
+from cifar_jax import InputError  # noqa: E402
 from cifar_jax import workdir as files  # noqa: E402
 
 RESULTS = ROOT / "results"
@@ -83,54 +84,71 @@ ORIGINALS = {
 def add(workdir):
     """Copy what `workdir` holds into results/; yields the files written."""
     workdir = pathlib.Path(workdir)
-    if not any((workdir / name).exists() for name in ("result.json", "comparison.json")):
-        sys.exit(f"{workdir} holds no result.json of a run that ended and no comparison.json")
-    if (workdir / "result.json").exists():
-        result = json.loads((workdir / "result.json").read_text())
-        start = json.loads((workdir / "config.json").read_text())
-        config = start["config"]
+    kept, result, comparison = (
+        files.read_json(workdir / name)
+        for name in ("config.json", "result.json", "comparison.json")
+    )
+    if not (kept and (result or comparison)):
+        raise InputError(
+            f"{workdir} holds no result.json of a run that ended and no comparison.json"
+        )
+    config = kept["config"]
+    if result:
         for name, what in (("imported", "began from imported weights"), ("rollbacks", "diverged")):
             if name in result:
-                sys.exit(f"{workdir} is not its recipe from the start: it {what}")
-        result["commit"] = start["commit"]  # of the code that began it, not of the last look at it
-        result["resumed"] = start.get("resumed", [])
+                raise InputError(f"{workdir} is not its recipe from the start: it {what}")
+        result["commit"] = kept["commit"]  # of the code that began it, not of the last look at it
+        result["resumed"] = kept.get("resumed", [])
         config["data"].pop("dir")  # where the data lay on one machine says nothing
         lines = (workdir / "metrics.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines]
         recipe = recipe_of(result["model"], config)
         if recipe is None:
-            sys.exit(f"{workdir} has another config than those of configs/{result['model']}.py")
+            raise InputError(
+                f"{workdir} has another config than those of configs/{result['model']}.py"
+            )
         if result["status"] not in ("done", "stopped"):
-            sys.exit(f"{workdir} is {result['status']}: give its command --config.stop_after")
+            raise InputError(
+                f"{workdir} is {result['status']}: give its command --config.stop_after"
+            )
         dtype = config["model"]["dtype"]
         name = "-".join(
             filter(None, (result["model"], recipe, "" if dtype == "float32" else dtype))
         )
-        device = "" if "cpu" in result["device"] else f"_{files.slug(result['device'])}"
-        path = RUNS / f"{name}_seed{result['seed']}{device}.json"
+        path = RUNS / f"{name}_seed{result['seed']}{of_device(result)}.json"
         if path.exists() and json.loads(path.read_text())["epochs"] > result["epochs"]:
-            sys.exit(f"{path} holds a longer run than {workdir}")
+            raise InputError(f"{path} holds a longer run than {workdir}")
         yield write(path, {**result, "config": config, "records": records})
-    if (workdir / "comparison.json").exists():
-        comparison = json.loads((workdir / "comparison.json").read_text())
-        config = json.loads((workdir / "config.json").read_text())["config"]
+    if comparison:
         if recipe_of(comparison["model"], config) != "":
-            sys.exit(f"{workdir} has another config than configs/{comparison['model']}.py")
-        path = COMPARISONS / f"{comparison['model']}.json"
-        if path.exists() and len(json.loads(path.read_text())["runs"]) > len(comparison["runs"]):
-            sys.exit(f"{path} holds more seeds than {workdir}")
+            raise InputError(f"{workdir} has another config than configs/{comparison['model']}.py")
+        path = COMPARISONS / f"{comparison['model']}{of_device(comparison)}.json"
+        before = files.read_json(path) or {"runs": [], "steps_trained": 0}
+        if len(before["runs"]) > len(comparison["runs"]):
+            raise InputError(f"{path} holds more seeds than {workdir}")
+        if before["steps_trained"] > comparison["steps_trained"]:
+            raise InputError(f"{path} holds a longer comparison than {workdir}")
         if comparison["status"] == "done":
             yield write(path, comparison)
 
 
+def of_device(result):
+    """What a file's name says of the device: nothing of a CPU."""
+    return "" if "cpu" in result["device"] else f"_{files.slug(result['device'])}"
+
+
 def recipe_of(model, config):
-    """Of which variant of configs/MODEL.py `config` is, whatever its seed, its dtype, how
-    often it saved and the fields that it lacks, for it is older; None if of none. SystemExit for
-    the speedrun."""
+    """The variant_of configs/MODEL.py; InputError for the speedrun."""
     if model not in ORIGINALS:
-        sys.exit(f"results of {model} are kept by scripts/speedrun.py")
-    module = importlib.import_module(f"configs.{model}")
-    for variant in RECIPES:
+        raise InputError(f"results of {model} are kept by scripts/speedrun.py")
+    return variant_of(model, RECIPES, config)
+
+
+def variant_of(name, variants, config):
+    """Of which of the `variants` of configs/NAME.py `config` is, whatever its seed, its dtype, how
+    often it saved and the fields that it lacks, for it is older; None if of none."""
+    module = importlib.import_module(f"configs.{name}")
+    for variant in variants:
         try:
             known = module.get_config(variant)
         except ValueError:
@@ -167,7 +185,9 @@ def runs_by_recipe():
     for run in contents(RUNS):
         model, recipe = run["model"], recipe_of(run["model"], run["config"])
         if recipe is None:
-            sys.exit(f"a run of {model}, seed {run['seed']}, in {RUNS} is of no recipe here now")
+            raise InputError(
+                f"a run of {model}, seed {run['seed']}, in {RUNS} is of no recipe here now"
+            )
         if model in ORIGINALS:
             found[model, recipe].append(run)
     return found

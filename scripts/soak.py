@@ -28,6 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import running  # noqa: E402
 
+from cifar_jax import usage  # noqa: E402
 from cifar_jax import workdir as files  # noqa: E402
 from cifar_jax.provenance import environment  # noqa: E402
 
@@ -154,4 +155,5 @@ def main(arguments, cache=None):
 
 
 if __name__ == "__main__":
-    main(parse(sys.argv[1:]))
+    with usage.exit_codes():
+        main(parse(sys.argv[1:]))

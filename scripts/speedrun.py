@@ -151,6 +151,8 @@ def speedrun(arguments):
     out = files.output(arguments.out)
     found = files.read_json(out) or {"runs": [], "sessions": []}
     here = environment()
+    if not {"runs", "sessions"} <= found.keys() or found["runs"] and "config" not in found:
+        raise InputError(f"{arguments.out} holds no speedruns; choose another")
     if found["runs"]:
         differing = [*files.differences(found["config"], recipe, files.FREE_FIELDS)]
         if found["device"] != here["device"]:

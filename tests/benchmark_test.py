@@ -19,7 +19,7 @@ import pytest
 from jax import lax
 from running import ROOT
 
-from cifar_jax import report, timing
+from cifar_jax import InputError, report, timing
 from cifar_jax.experiment import make_experiment, make_model
 from cifar_jax.flops import by_layer, forward_macs, macs
 from cifar_jax.models import MODELS, create_model
@@ -317,6 +317,20 @@ def test_setup_asks_for_huge_pages_unless_told_otherwise(set_by_user, tmp_path):
     )
     wanted = "glibc.malloc.hugetlb=1" if set_by_user is None else set_by_user
     assert done.stdout.strip() == wanted
+
+
+def test_what_was_measured_otherwise_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--families=vgg"])
+    args = benchmark.parse()
+    out = benchmark.out_file(args, "")
+    out.write_text(json.dumps({"settings": benchmark.settings_of(args)}))
+    assert benchmark.out_file(args, "") == out
+    monkeypatch.setattr(sys, "argv", ["benchmark.py"])
+    with pytest.raises(InputError, match="measured with other families; name another file"):
+        benchmark.out_file(benchmark.parse(), "")
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--quick"])
+    assert benchmark.out_file(benchmark.parse(), "").stem == f"{out.stem}_quick"
 
 
 def test_chart_has_a_panel_a_dtype_and_survives_gaps(tmp_path):

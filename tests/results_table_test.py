@@ -17,7 +17,8 @@ import results_store  # noqa: E402
 import results_table  # noqa: E402
 import speedrun  # noqa: E402
 
-from cifar_jax import report  # noqa: E402
+from cifar_jax import InputError, report  # noqa: E402
+from configs import speedrun as configs_speedrun  # noqa: E402
 
 
 @pytest.mark.parametrize("page", results_table.PAGES, ids=lambda p: p.name)
@@ -87,12 +88,14 @@ def write(folder, **files):
 def test_speedruns_have_a_row_for_each_choice_of_views(tmp_path, monkeypatch):
     monkeypatch.setattr(results_table, "SPEEDRUNS", tmp_path)
     assert results_table.speedruns() == results_table.speedrun_sources() == "Not yet measured."
+    config = json.loads(configs_speedrun.get_config().to_json_best_effort())
+    config["model"]["dtype"] = "bfloat16"
     runs = [
         {"accuracy": {"none": 93.0 + x, "mirror": 93.5 + x, "multicrop": 94.0 + x}, "seconds": 3.0}
         for x in (0.0, 0.2)
     ]
     content = {
-        "config": {"model": {"depth": 2, "dtype": "bfloat16"}, "optim": {"name": "sgd"}},
+        "config": config,
         "dataset": {"name": "cifar10", "sha256": {"train": "f912919bdea3"}},
         "runs": runs,
         "sessions": [
@@ -103,7 +106,8 @@ def test_speedruns_have_a_row_for_each_choice_of_views(tmp_path, monkeypatch):
         **HERE,
     }
     quick = {**content, "dataset": {"name": "digits"}}
-    write(tmp_path, h200=content, quick=quick)
+    other = {**content, "config": {**config, "epochs": 99.0}}
+    write(tmp_path, h200=content, quick=quick, other=other)
     lines = results_table.speedruns().splitlines()
     assert lines[2] == (
         "| `speedrun`, bfloat16 | 2 | 93.10 ± 0.14 (91.83 to 94.37) "
@@ -154,16 +158,17 @@ def test_only_a_recipe_from_its_start_is_added(tmp_path, monkeypatch):
         ({"epochs": 2}, "holds a longer run"),
         ({"status": "interrupted"}, "is interrupted"),
     ):
-        with pytest.raises(SystemExit, match=says):
+        with pytest.raises(InputError, match=says):
             add(**more)
     assert add(epochs=4)["epochs"] == 4
-    with pytest.raises(SystemExit, match=r"airbench are kept by scripts/speedrun\.py"):
+    with pytest.raises(InputError, match=r"airbench are kept by scripts/speedrun\.py"):
         add(model="airbench")
 
 
 def test_only_a_comparison_of_a_recipe_is_added(tmp_path, monkeypatch):
     monkeypatch.setattr(results_store, "COMPARISONS", tmp_path / "comparisons")
-    comparison = {"status": "done", "model": "resnet", "runs": [{}, {}]}
+    comparison = {"status": "done", "model": "resnet", "runs": [{}, {}], "device": "1 x cpu"}
+    comparison["steps_trained"] = 10
 
     def add(config, **more):
         (tmp_path / "comparison.json").write_text(json.dumps({**comparison, **more}))
@@ -174,11 +179,15 @@ def test_only_a_comparison_of_a_recipe_is_added(tmp_path, monkeypatch):
     resnet, quickstart = (
         importlib.import_module(f"configs.{name}").get_config() for name in ("resnet", "quickstart")
     )
-    with pytest.raises(SystemExit, match="another config"):
+    with pytest.raises(InputError, match="another config"):
         add(quickstart)
     assert add(resnet) == [tmp_path / "comparisons" / "resnet.json"]
-    with pytest.raises(SystemExit, match="more seeds"):
+    with pytest.raises(InputError, match="more seeds"):
         add(resnet, runs=[{}])
+    with pytest.raises(InputError, match="a longer comparison"):
+        add(resnet, steps_trained=9)
+    (path,) = add(resnet, steps_trained=9, device="1 x NVIDIA H200")
+    assert path == tmp_path / "comparisons" / "resnet_1-x-nvidia-h200.json"
 
 
 def test_devices_keep_to_themselves_and_partial_runs_say_so():
@@ -237,7 +246,13 @@ def test_benchmarks_are_shown_but_for_small_runs_and_growth_apart(tmp_path, monk
         "rounds": [500.0] * 3,
     }
     content = {
-        **{"data": "CIFAR-10", "glibc_tunables": "", "peaks": {"bfloat16": {"jax": 5e14}}, **HERE},
+        **{
+            "status": "running",
+            "data": "CIFAR-10",
+            "glibc_tunables": "",
+            "peaks": {"bfloat16": {"jax": 5e14}},
+            **HERE,
+        },
         "settings": {"quick": False, "measure": ["speed"], "dtypes": ["bfloat16"], "rounds": 5},
         "families": {
             "vgg": {
@@ -259,7 +274,7 @@ def test_benchmarks_are_shown_but_for_small_runs_and_growth_apart(tmp_path, monk
     row = "| vgg, 32 | bfloat16 | train | 1,000 (25.0 %) | 500 (12.5 %) | 2.00 (1.90 to 2.15) |"
     assert text.count(row) == 1
     assert "| vgg, 64 | bfloat16 | train | 1,000 (25.0 %) | - | - |" in text
-    assert "NVIDIA H200; 5 rounds a task" in text
+    assert "NVIDIA H200; 5 rounds a task" in text and "; cut short." in text
     assert "25 % of its median (the middle of all forms), at most 25 % (vgg, train, jax" in text
     assert "width" not in text
     assert "| width | 16 | 6.000 | 3.00 | 4.00 | 0.75 |" in results_table.growth()
