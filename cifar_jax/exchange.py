@@ -63,16 +63,19 @@ def export_best(config, workdir, format):
         "safetensors": (_write_safetensors, _flax_logits),
         "stablehlo": (_write_program, _program_logits),
     }[format]
-    with jax.default_matmul_precision("highest"):  # as PyTorch on a CPU, wherever this is
-        expected = np.asarray(jax.jit(predict)(trained.state, trained.state.key, images))
-        write(part, config, trained)
-        found = np.asarray(read(part, config, trained, images))
-    apart = float(np.abs(found - expected).max() / np.abs(expected).max())
-    if not apart <= TOLERANCE[config.model.dtype]:
-        raise InputError(
-            f"{part} gives other logits ({apart:.1e} of the largest); nothing exported"
-        )
-    part.replace(target)
+    try:
+        with jax.default_matmul_precision("highest"):  # as PyTorch on a CPU, wherever this is
+            expected = np.asarray(jax.jit(predict)(trained.state, trained.state.key, images))
+            write(part, config, trained)
+            found = np.asarray(read(part, config, trained, images))
+        apart = float(np.abs(found - expected).max() / np.abs(expected).max())
+        if not apart <= TOLERANCE[config.model.dtype]:
+            raise InputError(
+                f"{part} gives other logits ({apart:.1e} of the largest); nothing exported"
+            )
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
     step = int(trained.state.step)
     about = {
         "model": config.model.to_dict(),
@@ -199,6 +202,8 @@ def import_weights(config, workdir, source):
         state = state.with_variables(taken)
         metrics, _ = exp.evaluate(state, exp.test if exp.validation is None else exp.validation)
         summary = metrics.summary()
+        if not np.isfinite(summary["loss"]):
+            raise InputError(f"the loss with the weights of {source} is not finite")
         with Checkpoints(path / "checkpoints", exp.placement) as checkpoints:
             none = exp.no_metrics()
             meta = {"train_seconds": 0.0, "records": [], "rollbacks": []}

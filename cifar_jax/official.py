@@ -176,7 +176,13 @@ class _Member(tarfile.TarInfo):
         member = super().frombuf(*args)
         if member.size < 0 or (member.size > 2**16 and not member.isreg()):
             raise tarfile.ReadError(f"a header of {member.size} bytes")
+        if member.type == tarfile.GNUTYPE_SPARSE:  # tarfile reads a list of any length
+            raise tarfile.ReadError("a sparse file")
         return member
+
+    def _proc_gnusparse_10(self, *args):
+        """Of tarfile, for another such list."""
+        raise tarfile.ReadError("a sparse file")
 
 
 def from_archive(archive, files, split, md5=None):

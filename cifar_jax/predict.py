@@ -13,7 +13,7 @@ from cifar_jax.metrics import softmax
 from cifar_jax.steps import make_predict
 
 TOP = 3
-BATCH = 32  # images in one call, the last filled up: one program for any number
+BATCH = 32  # images in one call, the last filled up; all of them where they are fewer
 
 
 def predict(config, workdir, images, as_json=False):
@@ -54,7 +54,8 @@ def predict(config, workdir, images, as_json=False):
 
 def _tell(path, top, as_json):
     if as_json:
-        shares = [{"class": name, "probability": share} for name, share in top]
+        known = [(name, share if np.isfinite(share) else None) for name, share in top]
+        shares = [{"class": name, "probability": share} for name, share in known]
         print(json.dumps({"file": str(path), "top": shares}), flush=True)
     else:
         shares = ", ".join(f"{one_line(name)} {100 * share:.1f} %" for name, share in top)

@@ -16,19 +16,24 @@ NETWORK_TIMEOUT = 8.0
 
 
 def home():
-    """Where TFDS keeps its data unless told otherwise."""
-    return pathlib.Path("~/tensorflow_datasets").expanduser()
+    """Where TFDS keeps its data unless told otherwise; as written where there is no home."""
+    path = pathlib.Path("~/tensorflow_datasets")
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
 
 
 def find(root, name):
-    """The newest prepared version folder of set `name` under the TFDS data folder `root` (or that
-    folder itself), else under `home`; None without one."""
+    """The newest version folder of set `name`, prepared as array_record, under the TFDS data folder
+    `root` (or that folder itself), else under `home`; None without one."""
     for folder in (root, home()):
         found = [
             info.parent
             for place in (folder / name, folder)
             for info in sorted(place.glob("*/dataset_info.json"), key=_version)
             if place.name == pathlib.PurePath(name).name and _version(info)
+            if any(info.parent.glob("*.array_record*"))  # TFDS's default is another
         ]
         if found:
             return found[-1]
@@ -49,7 +54,8 @@ def folder_of(name, root):
     folder = find(root, stem)
     if folder is None:
         raise InputError(
-            f"{root / stem} and {home() / stem} hold no prepared dataset; where TensorFlow is, "
+            f"{root / stem} and {home() / stem} hold no dataset prepared as array_record; where "
+            f"TensorFlow is, "
             f"tfds.builder({stem!r}, data_dir={str(root)!r}, file_format='array_record')"
             ".download_and_prepare() makes it"
         )
@@ -120,6 +126,9 @@ def _examples(folder, about, split, count=None):
         shards = sorted(folder.glob(f"*-{split}.array_record*"))
         if not shards:
             raise ValueError(f"it has no {split} split in array_record files")
+        totals = [re.search(r"-of-(\d+)$", shard.name) for shard in shards]
+        if any(total and int(total[1]) != len(shards) for total in totals):
+            raise ValueError(f"it has {len(shards)} files of {split}, not all that there are")
         source = ArrayRecordDataSource(shards)
         if len(source) != (count or len(source)):
             raise ValueError(f"{len(source)} images of {split} instead of {count}")

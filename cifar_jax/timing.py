@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cifar_jax import first_line, weights
+from cifar_jax import InputError, first_line, weights
 from cifar_jax.dataset import Dataset
 from cifar_jax.exchange import load_torch_twin, make_twin
 from cifar_jax.experiment import CALL_IMAGES, load_data, make_experiment
@@ -60,6 +60,11 @@ class Sides:
         """The PyTorch side, with the weights of `state`, on the device, channels_last; without
         `state` only to see whether PyTorch has the recipe: InputError if not."""
         config = self.exp.config
+        if not config.model.get("unbiased_variance", True):
+            raise InputError(
+                "PyTorch's BatchNorm keeps the unbiased running variance; "
+                "set config.model.unbiased_variance to True"
+            )
         twin = make_twin(config, self.exp.class_names, self.exp.test.images.shape[1:])
         if state is not None:
             self.twin.load_weights(twin, self.state_dict(state))

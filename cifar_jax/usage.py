@@ -3,6 +3,7 @@ program ends upon it."""
 
 import contextlib
 import difflib
+import os
 import pathlib
 import re
 import sys
@@ -18,13 +19,18 @@ KINDS = {  # what the parsers of values say: what they wanted
 
 @contextlib.contextmanager
 def exit_codes():
-    """While entered, bad input ends the program with code 2 and one line, Ctrl-C with code 130."""
+    """While entered, bad input ends the program with code 2 and one line, Ctrl-C with code 130, and
+    a reader of its output that is gone (head, say) with code 1."""
     try:
         yield
     except InputError as error:
         refuse(error)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        # for Python's own last flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def refuse(text):

@@ -210,6 +210,11 @@ def _check(found, wanted):
     wanted = {key: value for key, value in wanted.items() if not key.endswith(COUNTER)}
     found = {key: np.asarray(value) for key, value in found.items() if not key.endswith(COUNTER)}
     both = [key for key in wanted if key in found]
+    with np.errstate(over="ignore"):  # of float64's; what does not fit is infinite
+        found = {
+            key: value.astype(np.float32) if value.dtype == np.float64 else value
+            for key, value in found.items()
+        }
     floating = {key for key in both if jnp.issubdtype(found[key].dtype, jnp.floating)}
     faults = {
         "missing": [key for key in wanted if key not in found],

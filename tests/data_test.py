@@ -264,6 +264,26 @@ def test_hostile_archives_write_nothing(small, tmp_path):
 
 
 @pytest.mark.case(30)
+@pytest.mark.parametrize("form", ["GNU", "pax"])
+def test_a_sparse_file_in_an_archive_is_refused(form, tmp_path):
+    """tarfile reads the list of its parts, however long, before it says that there is a file."""
+    member = tarfile.TarInfo("cifar-10-batches-py/data_batch_1")
+    with tarfile.open(
+        tmp_path / "cifar-10-python.tar.gz", "w:gz", format=tarfile.PAX_FORMAT
+    ) as tar:
+        if form == "GNU":
+            member.type = tarfile.GNUTYPE_SPARSE
+        else:
+            names = {"major": "1", "minor": "0", "name": member.name, "realsize": "512"}
+            member.pax_headers = {f"GNU.sparse.{key}": value for key, value in names.items()}
+        content = b"1\n0\n0\n".ljust(512, b"\0")
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+    with pytest.raises(InputError, match="a sparse file"):
+        data.load("cifar10", tmp_path, "train")
+
+
+@pytest.mark.case(30)
 def test_an_archive_bomb_is_refused(small, tmp_path):
     with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz", compresslevel=1) as tar:
         member = tarfile.TarInfo("cifar-10-batches-py/zeros")
@@ -390,7 +410,20 @@ def test_the_newest_version_is_the_highest_number(tmp_path):
         folder = tmp_path / "mnist" / version
         folder.mkdir(parents=True)
         (folder / "dataset_info.json").touch()
+        (folder / "mnist-train.array_record-00000-of-00001").touch()
     assert tfds_reader.find(tmp_path, "mnist").name == "10.0.0"
+    (tmp_path / "mnist" / "11.0.0").mkdir()
+    (tmp_path / "mnist" / "11.0.0" / "dataset_info.json").touch()
+    (tmp_path / "mnist" / "11.0.0" / "mnist-train.tfrecord-00000-of-00001").touch()
+    assert tfds_reader.find(tmp_path, "mnist").name == "10.0.0"
+
+
+def test_without_a_home_there_is_nothing_in_it(tmp_path, monkeypatch):
+    def expanduser(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(pathlib.Path, "expanduser", expanduser)
+    assert tfds_reader.find(tmp_path, "mnist") is None
 
 
 @pytest.mark.case(28)

@@ -1,14 +1,16 @@
 """Weight files: what is read, what is refused, and that PyTorch stays optional."""
 
+import json
 import pickle
 import sys
 
 import numpy as np
 import pytest
 import torch
+from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
-from cifar_jax import InputError, torch_twin
+from cifar_jax import InputError, exchange, torch_twin
 from cifar_jax.exchange import load_torch_twin, read_weights
 
 
@@ -72,6 +74,36 @@ def test_a_file_of_something_else_gets_a_sentence(tmp_path):
         read_weights(tmp_path / "w.pt")
     with pytest.raises(InputError, match="nowhere.pt is not a file"):
         read_weights(tmp_path / "nowhere.pt")
+
+
+@pytest.mark.parametrize(
+    "spoil, says",
+    [
+        (True, "does not hold what was written; nothing exported"),
+        (False, "gives other logits"),
+    ],
+    ids=["weights", "logits"],
+)
+def test_what_reads_back_otherwise_is_not_exported(spoil, says, reference, monkeypatch):
+    config = ConfigDict(json.loads((reference / "config.json").read_text())["config"])
+    if spoil:
+        state_dict = exchange._state_dict
+        written = []
+
+        def spoiled(config, trained):
+            variables, tensors = state_dict(config, trained)
+            if not written:  # what goes to the file, not what it is held against
+                tensors["fc.weight"] = tensors["fc.weight"] + 1e-6
+            written.append(1)
+            return variables, tensors
+
+        monkeypatch.setattr(exchange, "_state_dict", spoiled)
+    else:
+        read = exchange._flax_logits
+        monkeypatch.setattr(exchange, "_flax_logits", lambda *args: 1.001 * read(*args))
+    with pytest.raises(InputError, match=says):
+        exchange.export_best(config, reference, "safetensors")
+    assert not [*(reference / "export").iterdir()]
 
 
 def test_without_torch_one_sentence(monkeypatch):

@@ -96,7 +96,7 @@ def test_heavy_dependencies_live_in_one_file(dependency):
 
 def test_only_sharding_says_mesh():
     for path in files():
-        if room(path) not in ("sharding", "experiment"):
+        if room(path) != "sharding":
             assert "Mesh" not in path.read_text()
 
 

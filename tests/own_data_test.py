@@ -122,6 +122,14 @@ def prepared(tmp_path, rng):
     return tmp_path / "tfds", images, labels
 
 
+def test_a_set_of_which_files_are_missing(prepared):
+    root, _, _ = prepared
+    (whole,) = root.glob("blots/1.0.0/*-train.array_record-00000-of-00001")
+    whole.rename(whole.with_name(whole.name.replace("of-00001", "of-00002")))
+    with pytest.raises(InputError, match="1 files of train, not all that there are"):
+        data.load("tfds:blots", root, "train")
+
+
 def test_a_set_of_tfds_by_name(prepared, monkeypatch):
     root, images, labels = prepared
     monkeypatch.setenv("HOME", "/nonexistent")
@@ -132,7 +140,7 @@ def test_a_set_of_tfds_by_name(prepared, monkeypatch):
     np.testing.assert_array_equal(np.concatenate([train.labels, test.labels]), labels)
     assert "tensorflow" not in sys.modules
     for name, says in (
-        ("tfds:blot", "hold no prepared dataset"),
+        ("tfds:blot", "hold no dataset prepared as array_record"),
         ("tfds:../x", "is not tfds:NAME"),
         ("tfds:", "is not tfds:NAME"),
     ):

@@ -70,6 +70,10 @@ def test_the_speedruns_head_on_a_map_of_several_pixels(rng):
         ),
         (lambda d: d["fc.weight"].fill(np.nan), "fc.weight not finite"),
         (
+            lambda d: d.update({"fc.weight": np.full((10, 512), 1e39)}),  # in float32 infinite
+            "fc.weight not finite",
+        ),
+        (
             lambda d: d.update({"fc.weight": np.zeros((10, 512), np.int64)}),
             "fc.weight not of floating point",
         ),

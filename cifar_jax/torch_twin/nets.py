@@ -316,16 +316,13 @@ def create_twin(name, *, num_classes=10, image_size=32, dtype="float32", **kwarg
     """The torch.nn module of family `name`; takes the fields of models.create_model.
 
     Maps images [B, 3, H, W] to logits or log-probabilities [B, num_classes]. `dtype` is not used
-    but for float64: PyTorch computes bfloat16 under autocast. Raises InputError for a field that
-    PyTorch's layers do not have.
+    but for float64: PyTorch computes bfloat16 under autocast. `unbiased_variance`, which
+    PyTorch's BatchNorm always has, neither. Raises InputError for a field that PyTorch's layers do
+    not have.
     """
     if name not in TWINS:
         raise InputError(f"model {name!r} has no PyTorch twin")
-    if not kwargs.pop("unbiased_variance", True):
-        raise InputError(
-            "PyTorch's BatchNorm keeps the unbiased running variance; "
-            "set config.model.unbiased_variance to True"
-        )
+    kwargs.pop("unbiased_variance", None)  # only training asks
     known = inspect.signature(TWINS[name]).parameters
     unknown = [key for key in kwargs if key not in known]
     if unknown:

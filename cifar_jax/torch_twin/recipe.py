@@ -78,10 +78,10 @@ class Recipe:
         self.scheduler = None
         if schedule["name"] == "one_cycle":
             low, high = schedule.get("momentum") or (None, None)
-            cycle = {"base_momentum": low, "max_momentum": high} if low else {}
+            cycle = {} if low is None else {"base_momentum": low, "max_momentum": high}
             self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
                 self.optimizer,
-                schedule["peak_lr"],
+                [group["lr"] for group in self.optimizer.param_groups],
                 total_steps=self.total_steps,
                 pct_start=schedule.get("pct_start", 0.3),
                 anneal_strategy={"cosine": "cos"}.get(a := schedule.get("anneal", "cosine"), a),
