@@ -31,7 +31,7 @@ def get_config(variant=""):
     c.augment.random_translation = {"fraction": 0.1}
     c.augment.normalize = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
     if variant == "tuned":
-        tune(c, epochs=60, peak_lr=8e-3, weight_decay=0.5)
+        tune(c, epochs=60, peak_lr=4e-3, weight_decay=0.5)
         c.model.dropout, c.model.head_dropout = (0.1, 0.1, 0.2, 0.2), 0.2
     if variant == "short":
         tune(c, epochs=8, peak_lr=8e-3, weight_decay=0.5, cutout=0)
