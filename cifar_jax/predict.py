@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from cifar_jax import InputError, one_line
+from cifar_jax import workdir as files
 from cifar_jax.experiment import make_augments, restore_best
 from cifar_jax.images import files_of, read_image
 from cifar_jax.metrics import softmax
@@ -54,9 +55,8 @@ def predict(config, workdir, images, as_json=False):
 
 def _tell(path, top, as_json):
     if as_json:
-        known = [(name, share if np.isfinite(share) else None) for name, share in top]
-        shares = [{"class": name, "probability": share} for name, share in known]
-        print(json.dumps({"file": str(path), "top": shares}), flush=True)
+        shares = [{"class": name, "probability": share} for name, share in top]
+        print(json.dumps(files.finite({"file": str(path), "top": shares})), flush=True)
     else:
         shares = ", ".join(f"{one_line(name)} {100 * share:.1f} %" for name, share in top)
         print(f"{one_line(path)}: {shares}", flush=True)

@@ -37,7 +37,7 @@ def write_json(path, value):
     path = pathlib.Path(path)
     part = path.with_name(f".{path.name}.part")
     with open(part, "w") as file:
-        json.dump(_finite(value), file, indent=2, allow_nan=False)
+        json.dump(finite(value), file, indent=2, allow_nan=False)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
@@ -48,7 +48,7 @@ def read_json(path):
     """The JSON value in `path`, non-finite as None, None without such a file; InputError if it
     cannot be read."""
     try:
-        return _finite(json.loads(pathlib.Path(path).read_text()))
+        return finite(json.loads(pathlib.Path(path).read_text()))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
@@ -181,7 +181,7 @@ def open_workdir(workdir, config, environment, data=None, mode="train"):
     resumed = kept.get("resumed")
     resumed = resumed if isinstance(resumed, list) else []
     last = resumed[-1] if resumed else {key: kept.get(key) for key in environment}
-    if last != _finite(environment):
+    if last != finite(environment):
         write_json(path / "config.json", {**kept, "resumed": [*resumed, environment]})
     return path
 
@@ -231,7 +231,7 @@ def differences(before, config, free_fields=()):
     """{dotted name: (value before, value now)} of the fields in which two configs (nested dicts)
     differ, `free_fields` and the sections so named aside, in order of the names. A field that
     `before` lacks, for it is older, counts as configs/base.py has it."""
-    old, new = (flatten(_finite(c)) for c in (before, config))
+    old, new = (flatten(finite(c)) for c in (before, config))
     old = {**{name: value for name, value in defaults().items() if name in new}, **old}
     return {
         name: (old.get(name), new.get(name))
@@ -272,7 +272,7 @@ def _kept_data(path):
 def check_data(path, about):
     """Raise InputError if the run in `path` was made from data other than `about` (a dict)."""
     before = _kept_data(path)
-    for key, now in _finite(about).items() if before is not None else ():
+    for key, now in finite(about).items() if before is not None else ():
         then = before.get(key, now) if isinstance(before, dict) else None
         if then != now:
             raise InputError(
@@ -301,15 +301,15 @@ def append_metrics(path, *records):
 
 
 def _line(record):
-    return json.dumps(_finite(record), allow_nan=False) + "\n"
+    return json.dumps(finite(record), allow_nan=False) + "\n"
 
 
-def _finite(value):
+def finite(value):
     """JSON has neither NaN nor infinity: None in their place; tuples become lists."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

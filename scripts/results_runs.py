@@ -59,29 +59,34 @@ def results():
     return "\n".join(lines)
 
 
+def farthest(runs):
+    """(where, those of `runs` that went farthest there) for each device and dtype."""
+    for where in dict.fromkeys(map(place, runs)):
+        here = [run for run in runs if place(run) == where]
+        epochs = max(run["epochs"] for run in here)
+        yield where, [run for run in here if run["epochs"] == epochs]
+
+
 def ours(runs):
     """The cells of a row for each device and dtype: how far the runs that went farthest went,
     their last accuracy, of one view and of mirror views, how many they are, how long they took,
     where."""
     rows = []
-    for where in dict.fromkeys(map(place, runs)):
-        here = [run for run in runs if place(run) == where]
-        epochs = max(run["epochs"] for run in here)
-        farthest = [run for run in here if run["epochs"] == epochs]
-        accuracy = spread([run["last"]["accuracy"] for run in farthest])
-        if farthest[0]["config"]["eval"]["augmented"]:
+    for where, far in farthest(runs):
+        accuracy = spread([run["last"]["accuracy"] for run in far])
+        if far[0]["config"]["eval"]["augmented"]:
             accuracy += " augmented"
-        views = [views_of(run) for run in farthest]
+        views = [views_of(run) for run in far]
         if all("accuracy_clean" in v for v in views):
             accuracy += f", {spread([v['accuracy_clean'] for v in views])} clean"
         mirrored = all(v.get("tta") == "mirror" for v in views)
-        minutes = sum(run["seconds"]["total"] for run in farthest) / len(farthest) / 60
+        minutes = sum(run["seconds"]["total"] for run in far) / len(far) / 60
         rows.append(
             [
-                f"{epochs:g} of {farthest[0]['epochs_planned']:g}",
+                f"{far[0]['epochs']:g} of {far[0]['epochs_planned']:g}",
                 accuracy,
                 spread([v["accuracy_tta"] for v in views]) if mirrored else "",
-                f"{len(farthest)}",
+                f"{len(far)}",
                 f"{minutes:.0f}",
                 where,
             ]
@@ -141,9 +146,7 @@ def classes():
             values = " | ".join(f"{known[c]:.1f}" for c in names)
             lines.append(f"| {name}, original | {original['epochs']} | not stated | {values} | |")
         for recipe in RECIPES:
-            for where in dict.fromkeys(map(place, runs[name, recipe])):
-                group = [run for run in runs[name, recipe] if place(run) == where]
-                far = [r for r in group if r["epochs"] == max(run["epochs"] for run in group)]
+            for where, far in farthest(runs[name, recipe]):
                 means = [sum(r["per_class"][c] for r in far) / len(far) for c in names]
                 top5 = sum(r["test"]["top5"] for r in far) / len(far)
                 lines.append(
