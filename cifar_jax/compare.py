@@ -77,7 +77,7 @@ def compare(config, workdir):
             )
         for name, form in comparison["timing"].items():
             if "error" not in form and name.endswith(config.compare.dtypes[0]):
-                with OwnProcess() as process:
+                with OwnProcess(timing.on_cores(config.batch_size)) as process:
                     fresh = process(timing.fresh_start, config.to_dict(), name)
                 form["peak_memory"] = fresh["peak_memory"]
         comparison["status"] = "done"

@@ -17,6 +17,7 @@ def evaluate(config, workdir):
         files.writable(path)
     files.check_config(path, config.to_dict(), files.LOOKING_FIELDS)
     files.check_data(path, describe_data(config)._asdict())
+    sharding.use_cores(config.batch_size)
     exp = make_experiment(config)
     state = exp.init_state()
     with Checkpoints(path / "checkpoints", exp.placement, read_only=True) as checkpoints:

@@ -25,7 +25,7 @@ from cifar_jax.dataset import Dataset
 from cifar_jax.flops import has_convolution
 from cifar_jax.metrics import Metrics
 from cifar_jax.models import create_model
-from cifar_jax.models.layers import plain_convolutions
+from cifar_jax.models.layers import plain_convolutions, shares_of_devices
 from cifar_jax.optim import Schedules, make_lookahead, make_optimizer, make_schedules
 from cifar_jax.steps import (
     VIEWS,
@@ -87,9 +87,11 @@ class Experiment:
     lookahead: Callable | None  # see optim.make_lookahead
     augment: Callable  # (key, u8 images) -> float images, as in training
     normalize: Callable  # (key, u8 images) -> float images, as in evaluation
+    by_shares: Callable  # the decorator of what traces the network in training; see layers
     make_step: Callable  # (optimizer, what of batching is otherwise) -> such a step
     step: Callable  # see steps.make_train_step
-    evaluate: Callable  # see steps.make_evaluate; jitted (unless make_experiment says otherwise)
+    make_evaluation: Callable  # (what is otherwise) -> such a steps.make_evaluate
+    evaluate: Callable  # jitted (unless make_experiment says otherwise)
     evaluations: dict[str, Callable]  # the same averaged over views of each image, by steps.VIEWS
     evaluate_clean: Callable  # `evaluate` of images not augmented, whatever config.eval.augmented
 
@@ -141,7 +143,8 @@ class Experiment:
         if jax.default_backend() != "cpu":
             return max(1, len(self.train) // self.config.batch_size)
         count = max(1, CALL_IMAGES // self.config.batch_size)
-        if count > 1 and has_convolution(self.model, self.train.images.shape[1:]):
+        slow = self.by_shares(has_convolution)
+        if count > 1 and slow(self.model, self.train.images.shape[1:]):
             return 1  # XLA's own convolutions are slow in the loop
         return count
 
@@ -282,6 +285,9 @@ def make_experiment(config, total_steps=None, splits=None, class_names=None, sha
     if shard_batches:
         shard, whole = sharding.make_shard_batch(mesh), sharding.make_whole(mesh)
         jit = functools.partial(jax.jit, out_shardings=placement)
+    spread = sharding.make_spread(mesh) if shard_batches else None
+    # ghost batches, a device's own each, are no shares of one
+    by_shares = shares_of_devices(spread if config.ghost_batches == 1 else None)
     ordering = {
         "batch_size": config.batch_size,
         "num_examples": n,
@@ -300,12 +306,15 @@ def make_experiment(config, total_steps=None, splits=None, class_names=None, sha
 
     def make_step(tx, **other):
         more = {"lookahead": lookahead, "ghost_batches": config.ghost_batches, **batching, **other}
-        return make_train_step(model, tx, **config.loss, **more)
+        return by_shares(make_train_step(model, tx, **config.loss, **more))
 
     transform = augment if config.eval.augmented else normalize
     kwargs = {"batch_size": config.eval.batch_size, "transform": transform, "shard": shard}
-    evaluations = {tta: jit(make_evaluate(model, tta=tta, **kwargs)) for tta in VIEWS}
-    evaluate_clean = jit(make_evaluate(model, **{**kwargs, "transform": normalize}))
+
+    def make_evaluation(**other):
+        return jit(shares_of_devices(spread)(make_evaluate(model, **{**kwargs, **other})))
+
+    evaluations = {tta: make_evaluation(tta=tta) for tta in VIEWS}
     provenance = {
         "name": config.data.name,
         "sizes": {name: len(split) for name, split in splits.items()},
@@ -330,11 +339,13 @@ def make_experiment(config, total_steps=None, splits=None, class_names=None, sha
         lookahead=lookahead,
         augment=augment,
         normalize=normalize,
+        by_shares=by_shares,
         make_step=make_step,
         step=make_step(tx),
+        make_evaluation=make_evaluation,
         evaluate=evaluations["none"],
         evaluations=evaluations,
-        evaluate_clean=evaluate_clean,
+        evaluate_clean=make_evaluation(transform=normalize),
     )
     if schedules.freeze:
         exp.abstract_state()  # refuses an unknown layer

@@ -31,6 +31,12 @@ class OwnProcess:
             self._end()
             raise
 
+    def see(self, environment):
+        """From now on see these variables: in a fresh process, if they are others."""
+        if environment != self.environment:
+            self._end()
+            self.environment = dict(environment)
+
     def _begin(self):
         context = multiprocessing.get_context("spawn")
         self.pool = concurrent.futures.ProcessPoolExecutor(

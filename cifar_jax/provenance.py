@@ -17,9 +17,12 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 def environment():
     """{device, versions, commit}: the devices in words, of Python and PACKAGES, git's."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    name = f"cpu ({device_name()})" if sharding.first_device().platform == "cpu" else device_name()
+    name, count = device_name(), jax.device_count()
+    if sharding.first_device().platform == "cpu":
+        # devices made by this setting are cores of one
+        name, count = f"cpu ({name})", 1 if jax.config.jax_num_cpu_devices > 0 else count
     return {
-        "device": f"{jax.device_count()} x {name}",
+        "device": f"{count} x {name}",
         "versions": {"python": platform.python_version(), **versions},
         "commit": _commit(),
     }
@@ -35,13 +38,7 @@ def device_name():
     except OSError:
         found = None
     model = found[1].strip() if found else platform.processor() or platform.machine()
-    return f"{model}, {_cores()} cores"
-
-
-def _cores():
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
+    return f"{model}, {sharding.cores()} cores"
 
 
 def _commit():

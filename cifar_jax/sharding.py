@@ -27,6 +27,8 @@ JOIN_SECONDS = 60  # for all processes of a job to find one another
 HEARTBEAT_SECONDS = 30  # without a sign of life a process is taken for dead
 SHUTDOWN_SECONDS = 10  # between the first process that ends and the last
 TEXT_BYTES = 1024  # of what processes tell one another
+MOST_CORES = 8  # that are devices of their own: each holds the data and the weights
+LEAST_IMAGES = 16  # of a batch on each: its work must outweigh an optimizer's step
 DISK = tuple(  # what a full, broken or read-only disk says
     getattr(errno, name)
     for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ESTALE")
@@ -51,6 +53,35 @@ def first_device():
             "(scripts/train.sh does), or say JAX_PLATFORMS=cpu to train on the CPU"
         )
     return device
+
+
+def cores():
+    """How many of the CPU's cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def cores_for(batch_size):
+    """As how many devices a CPU trains on such batches fastest; None where the caller's settings
+    say (JAX_NUM_CPU_DEVICES, XLA_FLAGS), or this process is part of a job.
+
+    A device a core: XLA runs each operation of one device on all cores, between which the maps go
+    to and fro, and waits for the last; cores that are devices keep their images to themselves.
+    """
+    told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if told or jax.config.jax_num_cpu_devices > 0 or not is_alone():
+        return None
+    most = min(cores(), MOST_CORES, batch_size // LEAST_IMAGES)
+    return next((n for n in range(most, 1, -1) if batch_size % n == 0), 1)
+
+
+def use_cores(batch_size):
+    """Make the CPU cores_for(batch_size) devices, unless JAX has made its devices before."""
+    count = cores_for(batch_size)
+    if count:
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", count)
 
 
 def make_mesh():
@@ -97,6 +128,20 @@ def spread(function, mesh):
     return jax.shard_map(
         function, mesh=mesh, in_specs=(mine, whole), out_specs=mine, check_vma=False
     )
+
+
+def make_spread(mesh):
+    """run(function, x, *whole): function(x, *whole) by each device on its share of x [B, ...], as
+    make_shard_batch splits it, inside jit; None on a single device, which has the whole."""
+    if mesh.size == 1:
+        return None
+
+    def run(function, x, *whole):
+        if x.shape[0] % mesh.size:
+            return function(x, *whole)
+        return spread(lambda x, whole: function(x, *whole), mesh)(x, whole)
+
+    return run
 
 
 def make_whole(mesh):

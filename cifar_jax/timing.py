@@ -12,12 +12,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cifar_jax import InputError, first_line, weights
+from cifar_jax import InputError, first_line, sharding, weights
 from cifar_jax.dataset import Dataset
 from cifar_jax.exchange import load_torch_twin, make_twin
 from cifar_jax.experiment import CALL_IMAGES, load_data, make_experiment
 from cifar_jax.own_process import OwnProcess
-from cifar_jax.steps import make_batches, make_evaluate, make_order, take
+from cifar_jax.steps import make_batches, make_order, take
 
 REST = 0.3  # seconds between forms on a CPU: the other's threads spin on for a while
 LEAST = 0.3  # seconds that a form is timed for on a GPU, which is not at its pace from the start
@@ -160,6 +160,7 @@ def with_given_batch(sides, exp, state):
     as it is."""
     size = sides.size(0)
     images, labels, _ = sides.batches(state.key, 0, exp.train, size)
+    images, labels = jax.device_put((images, labels), exp.placement)
     as_is = {"augment": lambda key, images: images, "alternating_flip": False}
     step = exp.make_step(exp.tx, num_examples=size, **as_is)
     same = make_order(batch_size=size, num_examples=size, whole=exp.batching["whole"])
@@ -172,8 +173,8 @@ def _jax_evaluation(sides, dtype, steps):
     made = time.perf_counter()
     state = exp.init_state()
     began = time.perf_counter()
-    evaluate = make_evaluate(exp.model, batch_size=size, transform=exp.normalize)
-    program = jax.jit(evaluate).lower(state, images).compile()
+    evaluate = exp.make_evaluation(batch_size=size, transform=exp.normalize)
+    program = evaluate.lower(state, images).compile()
     end = time.perf_counter()
 
     def run():
@@ -223,6 +224,7 @@ def time_forms(
     the first run() done, imports aside; compile: of these, JAX's tracing and compilation. A form of
     PyTorch's that fails has its `error` instead.
     """
+    processes["jax"].see(on_cores(config["batch_size"]))
     home = {name: processes[framework(name)] for name in names}
     timing = {}
     for process in dict.fromkeys(home.values()):
@@ -298,6 +300,13 @@ def frameworks(torch=True):
     memory are in the other's way."""
     with OwnProcess() as ours, OwnProcess() as theirs:
         yield {"jax": ours, "torch": theirs} if torch else {"jax": ours}
+
+
+def on_cores(batch_size):
+    """The variables by which a process of JAX's has as many devices as a run of such batches; none
+    on a GPU."""
+    count = sharding.cores_for(batch_size) if jax.default_backend() == "cpu" else None
+    return {"JAX_NUM_CPU_DEVICES": str(count)} if count else {}
 
 
 def framework(name):

@@ -36,6 +36,7 @@ def train_and_evaluate(config, workdir):
         accuracy = finished["test"]["accuracy"]
         print(f"{workdir} holds this run, finished: test accuracy {accuracy:.2f} %")
         return finished
+    sharding.use_cores(config.batch_size)
     with contextlib.ExitStack() as held:
         with sharding.in_turn():
             path = held.enter_context(files.only_writer(workdir))
@@ -427,6 +428,7 @@ class Run:
             "steps": step,
             **found,
             "seconds": self.seconds(self.records),
+            "devices": jax.device_count(),
             **environment(),
         }
         if config.report and status in ("done", "stopped") and sharding.is_writer():

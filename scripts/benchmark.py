@@ -292,6 +292,7 @@ def fresh_starts(config, name, sizes):
             "JAX_COMPILATION_CACHE_DIR": cache,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
             "TORCHINDUCTOR_CACHE_DIR": cache,
+            **timing.on_cores(config.batch_size),
         }
         states, found = ("cold",) if name.startswith("torch ") else ("cold", "warm"), {}
         for state in states:

@@ -7,6 +7,7 @@ results/seeds/CONFIG-DEVICE.json. What is timed has run before, so that its prog
 """
 
 import argparse
+import os
 import pathlib
 import resource
 import shutil
@@ -18,7 +19,7 @@ import time
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from cifar_jax import InputError, usage  # noqa: E402
+from cifar_jax import InputError, sharding, usage  # noqa: E402
 from cifar_jax import workdir as files  # noqa: E402
 from cifar_jax.replicas import STRATEGIES  # noqa: E402
 from cifar_jax.significance import interval  # noqa: E402
@@ -42,12 +43,17 @@ def parse(argv):
 def run(workdir, arguments, *more):
     """({'seconds', 'cpu_seconds'}, the result) of main.py with these arguments in `workdir`.
 
-    CPU seconds, over all cores, say how much work it was where the machine does other work too.
+    CPU seconds, over all cores, say how much work it was where the machine does other work too. On
+    one device, as --mode=seeds trains, or the figures would not be the same to the last bit.
     """
+    one = {"JAX_NUM_CPU_DEVICES": "1"} if sharding.cores_for(1) else {}
     command = [sys.executable, "main.py", f"--config={arguments.config}", f"--workdir={workdir}"]
     command += [f"--config.data.dir={arguments.data_dir}", "--config.report=False", *more]
     start, before = time.perf_counter(), cpu_seconds()
-    done = subprocess.run([*command, *arguments.rest], cwd=ROOT, capture_output=True, text=True)
+    command += arguments.rest
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **one}, capture_output=True, text=True
+    )
     spent = {"seconds": time.perf_counter() - start, "cpu_seconds": cpu_seconds() - before}
     if done.returncode:
         raise InputError(f"main.py {' '.join(more)}: {done.stderr}")

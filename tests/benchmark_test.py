@@ -143,6 +143,16 @@ def test_a_given_batch_makes_the_same_step():
     assert float(same_sums.loss) == pytest.approx(float(sums.loss), rel=1e-5)
 
 
+class Here:
+    """As an OwnProcess, in this process."""
+
+    def __call__(self, function, *arguments):
+        return function(*arguments)
+
+    def see(self, environment):
+        assert environment == {}  # the caller of the tests says how many devices there are
+
+
 @pytest.fixture
 def time_here(monkeypatch):
     """timing.time_forms of forms that make(name) makes, in this process."""
@@ -151,7 +161,7 @@ def time_here(monkeypatch):
         monkeypatch.setattr(timing, "make_form", lambda sides, name, task, steps: make(name))
         config = quickstart.get_config()
         config.model.widths, config.batch_size = (4, 4, 4, 4), 8
-        here = dict.fromkeys(["jax", "torch"], lambda function, *arguments: function(*arguments))
+        here = dict.fromkeys(["jax", "torch"], Here())
         return timing.time_forms(here, config.to_dict(), names, steps=1, **settings)
 
     return time_forms

@@ -10,7 +10,7 @@ import optax
 import pytest
 import torch
 
-from cifar_jax import InputError, torch_twin, weights
+from cifar_jax import InputError, sharding, torch_twin, weights
 from cifar_jax.compilation import once_options
 from cifar_jax.models import MODELS, cpu_conv, create_model, winograd
 from cifar_jax.models.airbench import whitening_kernel
@@ -21,6 +21,7 @@ from cifar_jax.models.layers import (
     convolve,
     max_pool,
     plain_convolutions,
+    shares_of_devices,
 )
 from cifar_jax.steps import init_state
 
@@ -342,6 +343,34 @@ def test_cpu_convolution_is_lax_conv_in_value_and_gradient(rng, shape, with_bias
                 np.testing.assert_allclose(a, b, atol=1e-11)
 
 
+@pytest.mark.parametrize("batch", [16, 6])
+def test_cpu_devices_convolve_their_shares_of_a_batch(rng, batch):
+    """As one device would the whole; a batch that does not divide is everybody's."""
+    spread = sharding.make_spread(sharding.make_mesh())
+    arguments = (
+        rng.normal(size=(batch, 8, 8, 16)).astype(np.float32),
+        rng.normal(size=(3, 3, 16, 24)).astype(np.float32),
+        rng.normal(size=24).astype(np.float32),
+    )
+
+    def form(x, kernel, bias):
+        return convolve(x, kernel, 1, bias=bias)
+
+    def shared(*arguments):
+        with shares_of_devices(spread):
+            return form(*arguments)
+
+    dy = rng.normal(size=(batch, 8, 8, 24)).astype(np.float32)
+    found, ours = value_and_gradients(shared, arguments, dy)
+    expected, gradients = value_and_gradients(form, arguments, dy)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    for a, b in zip(ours, gradients, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
+    shared, own = str(jax.make_jaxpr(shared)(*arguments)), str(jax.make_jaxpr(form)(*arguments))
+    assert "conv_general_dilated" in own and "conv_general_dilated" not in shared
+    assert ("shard_map" in shared) == (batch == 16)
+
+
 @pytest.mark.parametrize(
     ("shape", "dtype"),
     [
@@ -425,7 +454,10 @@ def test_winograd_in_float32_is_as_exact_as_xla(rng):
         found = results(form, np.float32)
         return [abs(a - b).max() / abs(b).max() for a, b in zip(found, exact, strict=True)]
 
-    for ours, xlas in zip(error(cpu_conv.conv), error(convolve)):
+    def transformed(x, kernel, padding):
+        return cpu_conv.conv(x, kernel, None, padding)
+
+    for ours, xlas in zip(error(transformed), error(convolve)):
         assert ours < max(3 * xlas, 2e-6)
 
 

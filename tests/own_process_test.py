@@ -21,6 +21,15 @@ def test_a_fresh_process_sees_its_environment_and_leaves_ours():
     assert "CIFAR_JAX_PROBE" not in os.environ
 
 
+def test_another_environment_is_a_fresh_process_s():
+    with OwnProcess() as process:
+        first = process(os.getpid)
+        process.see({})
+        assert process(os.getpid) == first
+        process.see({"CIFAR_JAX_PROBE": "8"})
+        assert process(os.getenv, "CIFAR_JAX_PROBE") == "8" and process(os.getpid) != first
+
+
 def test_a_process_that_died_is_begun_again():
     with OwnProcess() as process:
         first = process(os.getpid)

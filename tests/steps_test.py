@@ -199,15 +199,23 @@ def test_one_call_of_many_steps_is_many_calls(dataset):
 
 
 def test_steps_in_a_call_are_what_is_fast_here(monkeypatch):
-    """On one CPU some; none together where XLA's own convolutions would run in the loop; elsewhere
+    """On CPU some; none together where XLA's own convolutions would run in the loop; elsewhere
     all."""
     config = importlib.import_module("configs.vgg").get_config()
     splits = random_splits({"train": 64, "test": 8})
-    exp = make_experiment(config, splits=splits, class_names=tuple("0123456789"))
+
+    def make():
+        return make_experiment(config, splits=splits, class_names=tuple("0123456789"))
+
+    config.ghost_batches = 8
+    exp = make()
     assert exp.config.batch_size == 32 and exp.in_calls(3) == [1, 1, 1]
+    config.ghost_batches = 1
+    exp = make()
+    assert exp.in_calls(37) == [16, 16, 5] and exp.in_calls(16) == [16] and exp.in_calls(1) == [1]
     exp = dataclasses.replace(exp)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    assert exp.in_calls(37) == [16, 16, 5] and exp.in_calls(16) == [16] and exp.in_calls(1) == [1]
+    assert exp.in_calls(37) == [16, 16, 5]
     exp = dataclasses.replace(exp)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert len(exp.train) == 64 and exp.steps_per_call == 2  # an epoch

@@ -13,7 +13,7 @@ from jax import lax
 
 from cifar_jax.models import winograd
 from cifar_jax.models.channels import add_bias
-from cifar_jax.models.pieces import over_pieces, pad, pieces, split, zeros
+from cifar_jax.models.pieces import cache_bytes, over_pieces, pad, pieces, split, zeros
 
 BUFFER_BYTES = (
     5 << 20
@@ -21,9 +21,9 @@ BUFFER_BYTES = (
 FEWEST = 16  # channels on both sides from which Winograd's transforms pay
 
 
-def conv(x, kernel, padding, bias=None):
-    """Stride-1 convolution: x [B, H, W, C], kernel [k, k, C, O], bias [O] -> [B, H', W', O]; zeros
-    outside the image."""
+def conv(x, kernel, bias, padding):
+    """Stride-1 convolution: x [B, H, W, C], kernel [k, k, C, O], bias [O] or None ->
+    [B, H', W', O]; zeros outside the image."""
     if kernel.shape[0] == 1 and not padding:
         return add_bias(bias, x @ kernel[0, 0])
     if kernel.shape[0] != 3 or min(kernel.shape[2:]) < FEWEST:
@@ -79,6 +79,11 @@ _shifted = jax.custom_vjp(_shifted_sum)
 _shifted.defvjp(lambda x, kernel: (_shifted_sum(x, kernel), (x, kernel)), _shifted_gradients)
 
 
+def _images(x, pixels, values):
+    """Of how many images the unrolled `pixels`, of so many `values` each, go in a piece."""
+    return pieces(len(x), pixels * values * x.dtype.itemsize, cache_bytes(BUFFER_BYTES))
+
+
 def _unroll(x, k, padding, height, width):
     """Patches of [n, H, W, C] as [n * height * width, k * k * C], made before their product: fused
     into it, they are slow. First the k columns of each, then the k rows, in longer stretches."""
@@ -98,14 +103,14 @@ def _products(x, kernel, padding):
         out = _unroll(x, k, padding, height, width) @ matrix
         return out.reshape(-1, height, width, features)
 
-    n = pieces(len(x), height * width * k * k * channels * x.dtype.itemsize, BUFFER_BYTES)
+    n = _images(x, height * width, k * k * channels)
     return over_pieces(piece, n, x, (height, width, features))
 
 
 def _kernel_gradient(x, dy, kernel, padding):
     _, height, width, features = dy.shape
     k, _, channels, _ = kernel.shape
-    n = pieces(len(x), height * width * k * k * channels * x.dtype.itemsize, BUFFER_BYTES)
+    n = _images(x, height * width, k * k * channels)
     wide = jnp.promote_types(x.dtype, jnp.float32)  # sums of many pieces
 
     def add(total, parts):
@@ -137,7 +142,7 @@ def _input_gradient(dy, kernel, padding, shape):
         total = total[:, padding : padding + shape[1], padding : padding + shape[2]]
         return total.astype(dy.dtype)
 
-    n = pieces(len(dy), height * width * k * k * channels * dy.dtype.itemsize, BUFFER_BYTES)
+    n = _images(dy, height * width, k * k * channels)
     return over_pieces(piece, n, dy, shape[1:])
 
 

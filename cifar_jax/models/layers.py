@@ -16,7 +16,7 @@ from cifar_jax.models import cpu_conv
 from cifar_jax.models.channels import add_bias, per_channel
 from cifar_jax.models.pieces import pad, pieces, split
 
-PIECE = 32  # images evaluated at a time on a CPU; measured at 16 to 512
+PIECE = 32  # images evaluated at a time on a CPU device; measured at 16 to 512
 
 
 def uniform_fan_in(fan_in):
@@ -57,21 +57,50 @@ def plain_convolutions():
         _plain.reset(token)
 
 
-def _on_one_cpu():
-    return jax.default_backend() == "cpu" and jax.device_count() == 1 and not _plain.get()
+def _alone(function, x, *whole):
+    return function(x, *whole)
+
+
+_spread = contextvars.ContextVar("spread", default=None)
+
+
+@contextlib.contextmanager
+def shares_of_devices(spread):
+    """While entered, several CPU devices run what was made for one, each on its share of a batch
+    split over them: `spread` is sharding.make_spread's."""
+    token = _spread.set(spread)
+    try:
+        yield
+    finally:
+        _spread.reset(token)
+
+
+def _on_cpu():
+    """How a function (x, *whole) made for one CPU device runs here, as a function of it and its
+    arguments; None on other devices, and on several of whose shares nobody spoke."""
+    if jax.default_backend() != "cpu" or _plain.get():
+        return None
+    return _spread.get() or (_alone if jax.device_count() == 1 else None)
 
 
 def in_pieces(function, x):
     """function(x) [B, N], whose rows depend on one image of x [B, H, W, C] each.
 
-    On a single CPU device in pieces of the batch: a piece's maps stay in the cache and in memory
-    that the process has, where those of a large batch are had anew from the system in every call.
+    On a CPU device in pieces of its batch: a piece's maps stay in the cache and in memory that the
+    process has, where those of a large batch are had anew from the system in every call.
     """
-    n = pieces(len(x), 1, PIECE) if _on_one_cpu() else len(x)
-    if n == len(x) or n < PIECE // 4:  # many pieces of a few images are slower
+    run = _on_cpu()
+    if run is None:
         return function(x)
-    out = lax.map(function, split(x, n))
-    return out.reshape(len(x), -1)
+
+    def by_pieces(x):
+        n = pieces(len(x), 1, PIECE)
+        with shares_of_devices(_alone):
+            if n == len(x) or n < PIECE // 4:  # many pieces of a few images are slower
+                return function(x)
+            return lax.map(function, split(x, n)).reshape(len(x), -1)
+
+    return run(by_pieces, x)
 
 
 def block_diagonal(kernel, groups):
@@ -90,9 +119,9 @@ def block_diagonal(kernel, groups):
 def convolve(x, kernel, padding, dilation=1, groups=1, bias=None):
     """Stride-1 convolution of x [B, H, W, C] with kernel [k, k, C / groups, O], plus bias [O].
 
-    On a single CPU device by cpu_conv; elsewhere, and for a map of one row or column, by XLA's own:
-    with in_pieces all that depends on the backend. Groups and dilation are made into plain
-    convolutions first. Raises ValueError for a map that the kernel does not fit in.
+    On a CPU device by cpu_conv; elsewhere, and for a map of one row or column, by XLA's own: with
+    in_pieces all that depends on the backend. Groups and dilation are made into plain convolutions
+    first. Raises ValueError for a map that the kernel does not fit in.
     """
     reach = dilation * (kernel.shape[0] - 1) + 1
     if min(x.shape[1:3]) + 2 * padding < reach:
@@ -102,8 +131,9 @@ def convolve(x, kernel, padding, dilation=1, groups=1, bias=None):
     if dilation > 1 and not _plain.get():
         return _by_phases(x, kernel, padding, dilation, bias)
     # a map of one row has taps that see nothing, which cpu_conv does not know
-    if _on_one_cpu() and min(x.shape[1:3]) > 1:
-        return cpu_conv.conv(x, kernel, padding, bias)
+    run = _on_cpu()
+    if run and min(x.shape[1:3]) > 1:
+        return run(functools.partial(cpu_conv.conv, padding=padding), x, kernel, bias)
     x = lax.conv_general_dilated(
         x,
         kernel,

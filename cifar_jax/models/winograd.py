@@ -17,7 +17,7 @@ from jax import lax
 from numpy.polynomial import polynomial
 
 from cifar_jax.models.channels import add_bias
-from cifar_jax.models.pieces import over_pieces, pad, pieces, split, zeros
+from cifar_jax.models.pieces import cache_bytes, over_pieces, pad, pieces, split, zeros
 
 # Of one piece's transformed tiles. Large enough that XLA splits the transforms over the cores,
 # small enough for the last-level cache (measured at 1 to 96 MiB).
@@ -162,7 +162,7 @@ def _convolve(x, tiles, padding, contract, turned, bias=None):
         out = out.reshape(-1, 2 * rows, 2 * columns, features)
         return out[:, :height, :width].astype(x.dtype)
 
-    n = pieces(batch, image_bytes, TILE_BYTES)
+    n = pieces(batch, image_bytes, cache_bytes(TILE_BYTES))
     return over_pieces(piece, n, x, (height, width, features))
 
 
@@ -204,7 +204,7 @@ def _kernel_gradient(x, dy, padding):
     wide = _wide(x)
     tile_bytes = (m + 2) ** 2 * wide.itemsize  # of a channel
     # the sums themselves are read and written once a piece
-    limit = max(KERNEL_GRADIENT_BYTES, 2 * tile_bytes * channels * features)
+    limit = max(cache_bytes(KERNEL_GRADIENT_BYTES), 2 * tile_bytes * channels * features)
     n = pieces(batch, tile_bytes * rows * columns * (channels + features), limit)
 
     def lines(y, axis):
