@@ -15,7 +15,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from benchmark import out_file, provenance, use, versions  # noqa: E402
 
-from cifar_jax import compilation, timing, usage  # noqa: E402
+from cifar_jax import compilation, sharding, timing, usage  # noqa: E402
 from cifar_jax import workdir as files  # noqa: E402
 from cifar_jax.experiment import make_experiment  # noqa: E402
 from cifar_jax.flops import forward_macs  # noqa: E402
@@ -36,6 +36,7 @@ def main():
     if args.quick:
         args.rounds = 2
     with usage.exit_codes():
+        sharding.use_cores(BASE["batch_size"])
         use(args.device)
         growth(args, out_file(args, "_growth"))
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 import jax  # noqa: E402
 
-from cifar_jax import InputError, compilation, timing, usage  # noqa: E402
+from cifar_jax import InputError, compilation, sharding, timing, usage  # noqa: E402
 from cifar_jax import workdir as files  # noqa: E402
 from cifar_jax.experiment import check_seeds, make_experiment  # noqa: E402
 from cifar_jax.provenance import device_name, environment  # noqa: E402
@@ -146,6 +146,7 @@ def speedrun(arguments):
     """Run the seeds that --out lacks; returns what it then holds."""
     check_seeds(arguments.seed0, arguments.runs)
     config = load_config(arguments)
+    sharding.use_cores(config.batch_size)
     recipe = json.loads(json.dumps(config.to_dict()))
     recipe["data"].pop("dir")
     out = files.output(arguments.out)
